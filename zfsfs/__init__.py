@@ -1,0 +1,1 @@
+"""A filesystem whose directories are a build store."""

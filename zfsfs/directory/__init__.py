@@ -1,0 +1,1 @@
+"""The directory driver: the same verbs over plain directories."""

@@ -1,0 +1,1 @@
+"""Builds, caches and their recovery, on any driver."""

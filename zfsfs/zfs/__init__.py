@@ -1,0 +1,1 @@
+"""The ZFS driver: libzfs_core and detached mounts."""

@@ -91,9 +91,7 @@ class CacheName:
 
     def escaped(self) -> str:
         """The dataset component: 'c-', then each byte as it is or as ':' and two hex digits. One-to-one."""
-        return "c-" + "".join(
-            chr(byte) if _PLAIN.match(bytes([byte])) else f":{byte:02x}" for byte in self.name
-        )
+        return "c-" + "".join(chr(byte) if _PLAIN.match(bytes([byte])) else f":{byte:02x}" for byte in self.name)
 
     @classmethod
     def from_escaped(cls, text: str) -> CacheName | None:

@@ -63,9 +63,7 @@ def detached_mount(kind: str, source: str, attributes: int, flags: tuple[str, ..
 
     It lives as long as the descriptor, or anything opened beneath it. Raises OSError as mount(2) would.
     """
-    context = _check(
-        _libc.syscall(_SYS_FSOPEN, kind.encode(), ctypes.c_uint(_FSOPEN_CLOEXEC)), "fsopen", kind
-    )
+    context = _check(_libc.syscall(_SYS_FSOPEN, kind.encode(), ctypes.c_uint(_FSOPEN_CLOEXEC)), "fsopen", kind)
     try:
         _fsconfig(context, _FSCONFIG_SET_STRING, b"source", source.encode())
         for flag in flags:

@@ -72,7 +72,7 @@ def run(image: Path, job: Job) -> int:
                 pool_disk(job.disk, job.pool_size)
             # A flush of the guest reaches the file before it is answered; what was not flushed may be lost.
             drives.append(drive(job.disk, "pool", "cache=writeback"))
-        ports = {name: Port(name, room / name) for name in ("out", "err", "ctl")}
+        ports = {name: Port(name, room / f"{name}.port") for name in ("out", "err", "ctl")}
         for port in ports.values():
             stack.callback(port.close)
         command = [

@@ -4,30 +4,28 @@ Guarantees: the image is never changed (snapshot=on), two machines share nothing
 outlives this process, however that ends. The command's bytes arrive as they were written.
 """
 
+import fcntl
 import io
-import json
 import os
 import re
 import selectors
 import shlex
 import shutil
 import signal
-import socket
-import struct
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from image import HERE, REPOSITORY, Failure, cache, say
+from hardware import Port, accelerator, base, drive, pool_disk, sparse
+from image import HERE, REPOSITORY, Failure, say
 
 BOOT_SECONDS = 300  # 15 are usual; a loaded machine without KVM may take several times that
-DISK_SECTORS_BEFORE_POOL = 2048
 OUT_BYTES = 4 << 30
 TIMED_OUT = 124  # as timeout(1) says it
 
@@ -58,10 +56,12 @@ class Job:
 def run(image: Path, job: Job) -> int:
     """The command's exit status, 124 after the timeout; for a cut, 0 if it was cut and 1 if it ended before."""
     with ExitStack() as stack:
-        room = Path(tempfile.mkdtemp(prefix="zfsfs-vm-", dir=os.environ.get("TMPDIR") or "/var/tmp"))
-        stack.callback(shutil.rmtree, room, ignore_errors=True)
+        room = stack.enter_context(own_room())
         console = job.console or room / "console"
-        drives = [drive(image / "root.img", "root", "snapshot=on"), drive(payload(room, job), "payload", "readonly=on")]
+        drives = [
+            drive(image / "root.img", "root", "snapshot=on"),
+            drive(payload(room, job), "payload", "readonly=on"),
+        ]
         if job.out:
             drives.append(drive(sparse(room / "out", OUT_BYTES), "out", "cache=unsafe"))
         if job.pool == "fresh":
@@ -81,7 +81,8 @@ def run(image: Path, job: Job) -> int:
             " ".join(kernel_line(job)),
             *(argument for port in ports.values() for argument in port.arguments()),
             *(argument for one in drives for argument in one),
-            *(["-chardev", "stdio,id=tty,signal=off", "-serial", "chardev:tty"] if job.tty else ["-serial", f"file:{console}"]),
+            *(["-chardev", "stdio,id=tty,signal=off", "-serial", "chardev:tty"] if job.tty else []),
+            *(["-serial", f"file:{console}"] if not job.tty else []),
         ]
         if job.verbose:
             say(shlex.join(command))
@@ -100,22 +101,40 @@ def run(image: Path, job: Job) -> int:
         outcome = Conversation(job, machine, ports).hold()
         if outcome.sentence:
             complaints.seek(0)
-            said = complaints.read() + (console.read_bytes()[-3000:] if console.exists() else b"")
-            raise Failure(f"{outcome.sentence}\n{said.decode(errors='replace').rstrip()}".rstrip())
+            said = complaints.read()
+            if outcome.died and console.exists():
+                said += console.read_bytes()[-3000:]
+            raise Failure(f"{outcome.sentence}\n{said.decode(errors='replace')}".rstrip())
         if job.out and not outcome.stopped:
             fetch(room / "out", job.out)
         return outcome.status
 
 
-def base(image: Path, accelerate: list[str], memory: int, cpus: int) -> list[str]:
-    # setpriv: the kernel kills qemu with us, even when we get no chance to.
-    return [
-        "setpriv", "--pdeathsig", "KILL",
-        "qemu-system-x86_64", *accelerate, "-smp", str(cpus), "-m", str(memory), "-nodefaults", "-no-user-config",
-        "-no-reboot", "-display", "none", "-monitor", "none",
-        "-kernel", str(image / "vmlinuz"), "-initrd", str(image / "initrd"),
-        "-device", "virtio-serial-pci",
-    ]  # fmt: skip
+@contextmanager
+def own_room() -> Iterator[Path]:
+    """A folder for one machine. Those of processes that were killed go too: nobody holds their lock."""
+    base = Path(os.environ.get("TMPDIR") or "/var/tmp")
+    for left in base.glob("zfsfs-vm-*"):
+        with suppress(OSError), locked(left):
+            shutil.rmtree(left)
+    room = Path(tempfile.mkdtemp(prefix=".zfsfs-vm-", dir=base))
+    with locked(room):
+        # Only locked folders have the name that is looked for above.
+        room = room.rename(base / room.name[1:])
+        try:
+            yield room
+        finally:
+            shutil.rmtree(room, ignore_errors=True)
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(fd)
 
 
 def kernel_line(job: Job) -> list[str]:
@@ -125,35 +144,6 @@ def kernel_line(job: Job) -> list[str]:
         # Straight to the one unit: it pulls in the basics, and none of what a whole system starts.
         return [*words, "init=/sbin/init", "systemd.unit=zfsfs-vm.service", "systemd.show_status=0"]
     return [*words, "init=/usr/lib/zfsfs-vm/start"]
-
-
-def drive(file: Path, serial: str, options: str) -> list[str]:
-    name = str(file).replace(",", ",,")
-    return [
-        "-drive", f"if=none,id={serial},format=raw,file={name},discard=unmap,{options}",
-        "-device", f"virtio-blk-pci,drive={serial},serial={serial}",
-    ]  # fmt: skip
-
-
-def sparse(file: Path, size: int) -> Path:
-    with open(file, "xb") as new:
-        new.truncate(size)
-    return file
-
-
-def pool_disk(file: Path, gigabytes: int) -> Path:
-    """With one partition: given a whole disk, zpool would partition it and wait for a udev that does not run."""
-    size = gigabytes << 30
-    start, sectors = DISK_SECTORS_BEFORE_POOL, min((size >> 9) - DISK_SECTORS_BEFORE_POOL, 0xFFFFFFFF)
-    part = file.with_name(f"{file.name}.part-{os.getpid()}")
-    sparse(part, size)
-    with open(part, "r+b") as new:
-        new.seek(446)
-        new.write(struct.pack("<B3sB3sII", 0, b"\xfe\xff\xff", 0x83, b"\xfe\xff\xff", start, sectors))
-        new.seek(510)
-        new.write(b"\x55\xaa")
-    part.rename(file)  # never a half-made disk under the name
-    return file
 
 
 def payload(room: Path, job: Job) -> Path:
@@ -201,65 +191,10 @@ def fetch(file: Path, into: Path) -> None:
     into.mkdir(parents=True, exist_ok=True)
     with tarfile.open(file, "r:") as tar:
         # The filter came with 3.11.4; the archive is our own guest's.
-        tar.extractall(into, **({"filter": "tar"} if hasattr(tarfile, "tar_filter") else {}))
-
-
-def accelerator(image: Path) -> list[str]:
-    """KVM if a machine really runs under it; ZFSFS_VM_ACCEL=kvm or =tcg spares the question."""
-    kvm, tcg = ["-accel", "kvm", "-cpu", "host"], ["-accel", "tcg,thread=multi", "-cpu", "max"]
-    if chosen := os.environ.get("ZFSFS_VM_ACCEL"):
-        return {"kvm": kvm, "tcg": tcg}[chosen]
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        return tcg
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    known = cache() / "kvm.json"
-    try:
-        answers = json.loads(known.read_text())
-    except (FileNotFoundError, ValueError):
-        answers = {}
-    if answers.get("boot") != boot:
-        # Opening the device proves nothing: a kernel may stall in it for ever. The probe boots ours as far as
-        # its initrd, which powers off; that takes less than a second where it works.
-        probe = [*base(image, kvm, 512, 1), "-append", "zfsfs.probe panic=-1"]
-        try:
-            quiet = subprocess.DEVNULL
-            works = subprocess.run(probe, stdin=quiet, stdout=quiet, stderr=quiet, timeout=4).returncode == 0
-        except subprocess.TimeoutExpired:
-            works = False
-        answers = {"boot": boot, "works": works}
-        part = known.with_name(f"{known.name}.{os.getpid()}")
-        part.write_text(json.dumps(answers))
-        part.replace(known)
-        if not works:
-            say("/dev/kvm is there but does not run a kernel; emulating")
-    return kvm if answers["works"] else tcg
-
-
-class Port:
-    """The host's end of a virtio port. We listen before qemu starts, so no byte finds nobody there."""
-
-    def __init__(self, name: str, path: Path) -> None:
-        self.name, self.path = name, path
-        self.listener = socket.socket(socket.AF_UNIX)
-        self.listener.bind(os.fspath(path))
-        self.listener.listen(1)
-        self.peer: socket.socket | None = None
-        self.rest = b""  # the line that is not complete yet
-
-    def arguments(self) -> list[str]:
-        return [
-            "-chardev", f"socket,id={self.name},path={self.path}",
-            "-device", f"virtserialport,chardev={self.name},name={self.name}",
-        ]  # fmt: skip
-
-    def accept(self) -> socket.socket:
-        self.peer, _ = self.listener.accept()
-        return self.peer
-
-    def close(self) -> None:
-        for end in (self.peer, self.listener):
-            if end:
-                end.close()
+        if hasattr(tarfile, "tar_filter"):
+            tar.extractall(into, filter="tar")
+        else:
+            tar.extractall(into)
 
 
 @dataclass
@@ -267,6 +202,7 @@ class Outcome:
     status: int = 0
     stopped: bool = False  # by us, before the command's end
     sentence: str = ""  # why there is no status
+    died: bool = False  # and the kernel's last words may tell more
 
 
 class Conversation:
@@ -292,7 +228,7 @@ class Conversation:
                 if self.machine.poll() is not None and not any(port.peer for port in self.ports.values()):
                     break  # it did not even connect
         self.machine.wait()
-        return self.outcome or Outcome(sentence="the machine went off by itself before the command ended")
+        return self.outcome or Outcome(sentence="it went off by itself before the command ended", died=True)
 
     def connect(self, port: Port, ready: selectors.BaseSelector) -> bool:
         ready.unregister(port.listener)
@@ -342,7 +278,7 @@ class Conversation:
         now, job = time.monotonic(), self.job
         if self.ready is None:
             if now - self.began > BOOT_SECONDS:
-                self.stop(signal.SIGKILL, Outcome(sentence=f"the machine was not up after {BOOT_SECONDS} s"))
+                self.stop(signal.SIGKILL, Outcome(sentence=f"not up after {BOOT_SECONDS} s", died=True))
         elif job.cut_seconds is not None and now - self.ready >= job.cut_seconds:
             self.cut(f"after {job.cut_seconds:g} s")
         elif job.timeout is not None and now - self.ready >= job.timeout:

@@ -7,7 +7,7 @@ import struct
 import subprocess
 from pathlib import Path
 
-from image import cache, say
+from image import Failure, cache, say
 
 SECTORS_BEFORE_POOL = 2048
 
@@ -27,7 +27,9 @@ def accelerator(image: Path) -> list[str]:
     """KVM if a machine really runs under it; ZFSFS_VM_ACCEL=kvm or =tcg spares the question."""
     kvm, tcg = ["-accel", "kvm", "-cpu", "host"], ["-accel", "tcg,thread=multi", "-cpu", "max"]
     if chosen := os.environ.get("ZFSFS_VM_ACCEL"):
-        return {"kvm": kvm, "tcg": tcg}[chosen]
+        if chosen not in ("kvm", "tcg"):
+            raise Failure(f"ZFSFS_VM_ACCEL is kvm or tcg, not {chosen!r}")
+        return kvm if chosen == "kvm" else tcg
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return tcg
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -1,0 +1,135 @@
+"""Drivers that break: for tests of what a crash between two verbs leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from zfsfs.driver import (
+    DatasetInfo,
+    Destroy,
+    DestroySnapshot,
+    Driver,
+    Listing,
+    Promote,
+    RenameSnapshot,
+    SetProperty,
+    Space,
+    Step,
+    TakeSnapshot,
+    View,
+    run_step,
+)
+from zfsfs.names import Dataset, Snapshot
+
+
+class PowerCut(Exception):
+    """From here on nothing reaches the storage any more."""
+
+
+class Stopping(Driver):
+    """Carries out `budget` changing verbs, then raises PowerCut on the next one and on every later call, reading ones
+    included. Each step of a batch is a verb. `calls` is what was carried out, one string each; `cut` tells whether
+    the budget ran out. Giving up (`close`, closing a view) always works: the death of a process does it too.
+    """
+
+    def __init__(self, driver: Driver, budget: int) -> None:
+        self._driver = driver
+        self._left = budget
+        self.cut = False
+        self.calls: list[str] = []
+        self.name = driver.name
+        self.stable_inodes = driver.stable_inodes
+
+    def _alive(self) -> Driver:
+        if self.cut:
+            raise PowerCut
+        return self._driver
+
+    def _change(self, call: str) -> Driver:
+        driver = self._alive()
+        if self._left == 0:
+            self.cut = True
+            raise PowerCut
+        self._left -= 1
+        self.calls.append(call)
+        return driver
+
+    def lock(self) -> None:
+        self._alive().lock()
+
+    def close(self) -> None:
+        self._driver.close()
+
+    def prepare(self) -> None:
+        self._alive().prepare()
+
+    def list(self) -> Listing:
+        return self._alive().list()
+
+    def info(self, dataset: Dataset) -> DatasetInfo | None:
+        return self._alive().info(dataset)
+
+    def view(self, target: Dataset | Snapshot, *, writable: bool) -> View:
+        return self._alive().view(target, writable=writable)
+
+    def space(self, dataset: Dataset) -> Space:
+        return self._alive().space(dataset)
+
+    def freeing(self) -> int:
+        return self._alive().freeing()
+
+    def sync(self) -> None:
+        self._alive().sync()
+
+    def create(self, dataset: Dataset) -> None:
+        self._change(f"create {dataset}").create(dataset)
+
+    def clone(self, origin: Snapshot, dataset: Dataset) -> None:
+        self._change(f"clone {origin} {dataset}").clone(origin, dataset)
+
+    def rename(self, old: Dataset, new: Dataset) -> None:
+        self._change(f"rename {old} {new}").rename(old, new)
+
+    def snapshot(self, snapshot: Snapshot) -> None:
+        self._step(TakeSnapshot(snapshot))
+
+    def promote(self, dataset: Dataset) -> None:
+        self._step(Promote(dataset))
+
+    def destroy(self, dataset: Dataset) -> None:
+        self._step(Destroy(dataset))
+
+    def destroy_snapshot(self, snapshot: Snapshot, *, defer: bool) -> None:
+        if defer:
+            self._step(DestroySnapshot(snapshot))
+        else:
+            self._change(f"destroy_snapshot {snapshot}").destroy_snapshot(snapshot, defer=False)
+
+    def rename_snapshot(self, snapshot: Snapshot, name: str) -> None:
+        self._step(RenameSnapshot(snapshot, name))
+
+    def set_property(self, dataset: Dataset, name: str, value: str) -> None:
+        self._step(SetProperty(dataset, name, value))
+
+    def batch(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            self._step(step)
+
+    def _step(self, step: Step) -> None:
+        run_step(self._change(_shown(step)), step)
+
+
+def _shown(step: Step) -> str:
+    match step:
+        case TakeSnapshot(snapshot):
+            return f"snapshot {snapshot}"
+        case Promote(dataset):
+            return f"promote {dataset}"
+        case Destroy(dataset):
+            return f"destroy {dataset}"
+        case DestroySnapshot(snapshot):
+            return f"destroy_snapshot {snapshot} deferred"
+        case RenameSnapshot(snapshot, name):
+            return f"rename_snapshot {snapshot} {name}"
+        case SetProperty(dataset, name, value):
+            return f"set_property {dataset} {name}={value}"

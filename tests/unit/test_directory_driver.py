@@ -1,0 +1,293 @@
+"""The directory driver: the contract of the verbs, and what is its own."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sqlite3
+import subprocess
+import tempfile
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from suites.driver_suite import A, B, DriverSuite, at, base_and_clone, read, snapshots, write
+
+from zfsfs.directory import copying
+from zfsfs.directory import driver as module
+from zfsfs.directory.driver import DirectoryDriver
+from zfsfs.driver import TakeSnapshot, viewing
+from zfsfs.errors import DriverError, Exists, Missing, NoSpace, ReadOnly, Unavailable
+from zfsfs.names import Dataset
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def driver(store: Path) -> Iterator[DirectoryDriver]:
+    before = set(os.listdir("/proc/self/fd"))
+    driver = DirectoryDriver(str(store))
+    driver.lock()
+    driver.prepare()
+    yield driver
+    driver.close()
+    assert len(os.listdir("/proc/self/fd")) == len(before), "descriptors are left"
+    assert trees(store) == referred(store), "trees are left that nothing refers to"
+
+
+def trees(store: Path) -> set[str]:
+    return set(os.listdir(store / "trees"))
+
+
+def referred(store: Path) -> set[str]:
+    connection = sqlite3.connect(store / "catalogue.sqlite")
+    rows = {row[0] for row in connection.execute("SELECT tree FROM dataset UNION SELECT tree FROM snapshot")}
+    connection.close()
+    return rows
+
+
+class TestContract(DriverSuite):
+    @pytest.fixture
+    def construct(self, store: Path) -> str:
+        return f"from zfsfs.directory.driver import DirectoryDriver\ndriver = DirectoryDriver({str(store)!r})"
+
+
+def test_the_constructor_touches_nothing(store: Path) -> None:
+    DirectoryDriver(str(store))
+    assert not store.exists()
+
+
+def test_an_empty_directory_becomes_a_store(store: Path) -> None:
+    store.mkdir()
+    driver = DirectoryDriver(str(store))
+    driver.prepare()
+    driver.close()
+    assert {"catalogue.sqlite", "lock", "trees"} <= set(os.listdir(store))
+
+
+def test_a_directory_with_other_things_is_refused_and_left_alone(store: Path) -> None:
+    store.mkdir()
+    (store / "photo").touch()
+    with pytest.raises(Unavailable, match="is not empty and holds no zfsfs store"):
+        DirectoryDriver(str(store)).lock()
+    assert os.listdir(store) == ["photo"]
+
+
+def test_a_missing_store_is_not_made_by_looking_at_it(store: Path) -> None:
+    with pytest.raises(Unavailable, match="holds no zfsfs store"):
+        DirectoryDriver(str(store)).list()
+    assert not store.exists()
+
+
+def test_someone_elses_database_is_refused(store: Path) -> None:
+    store.mkdir()
+    connection = sqlite3.connect(store / "catalogue.sqlite")
+    connection.execute("CREATE TABLE theirs (x)")
+    connection.close()
+    driver = DirectoryDriver(str(store))
+    with pytest.raises(Unavailable, match="not zfsfs's"):
+        driver.prepare()
+    driver.close()
+
+
+def test_a_newer_format_is_refused_with_a_sentence(driver: DirectoryDriver, store: Path) -> None:
+    driver.close()
+    connection = sqlite3.connect(store / "catalogue.sqlite")
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(Unavailable, match="format 99, written by a newer zfsfs"):
+        driver.prepare()
+
+
+def test_everything_is_there_again_after_a_restart(driver: DirectoryDriver) -> None:
+    base_and_clone(driver)
+    driver.set_property(A, "zfsfs:key", "value")
+    before = driver.list()
+    driver.close()
+    driver.lock()
+    driver.prepare()
+    assert driver.list() == before
+    assert read(driver, B) == "of a"
+
+
+def test_trees_that_a_crash_left_are_removed_at_the_next_start(driver: DirectoryDriver, store: Path) -> None:
+    (store / "trees" / "99-result-crashed" / "below").mkdir(parents=True)
+    (store / "trees" / "99-result-crashed.links").mkdir()
+    driver.prepare()
+    assert trees(store) == referred(store)
+
+
+def test_a_person_recognises_the_tree_of_a_result(driver: DirectoryDriver, store: Path) -> None:
+    driver.create(Dataset("result", "hello"))
+    assert [name for name in trees(store) if name.endswith("-result-hello")] != []
+
+
+def test_a_snapshot_shares_its_heads_tree_until_someone_may_write(driver: DirectoryDriver, store: Path) -> None:
+    driver.create(A)
+    before = trees(store)
+    driver.snapshot(at(A))
+    with viewing(driver, A):
+        assert trees(store) == before
+    with viewing(driver, A, writable=True):
+        assert len(trees(store) - before) == 1
+
+
+def test_a_head_whose_snapshot_is_gone_is_written_in_place(driver: DirectoryDriver, store: Path) -> None:
+    driver.create(A)
+    before = trees(store)
+    driver.snapshot(at(A))
+    driver.destroy_snapshot(at(A), defer=False)
+    write(driver, A, "x")
+    assert trees(store) == before
+
+
+def test_a_tree_that_is_still_viewed_goes_with_the_view(driver: DirectoryDriver) -> None:
+    driver.create(A)
+    write(driver, A, "old")
+    driver.snapshot(at(A))
+    with viewing(driver, A) as old:
+        write(driver, A, "new")
+        driver.destroy_snapshot(at(A), defer=False)
+        assert os.listdir(old) == ["file"]
+    assert read(driver, A) == "new"
+
+
+def test_a_batch_that_fails_changes_nothing(driver: DirectoryDriver) -> None:
+    driver.create(A)
+    with pytest.raises(Missing):
+        driver.batch([TakeSnapshot(at(A)), TakeSnapshot(at(B))])
+    assert snapshots(driver, A) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.ENOSPC, NoSpace), (errno.EDQUOT, NoSpace), (errno.EROFS, ReadOnly), (errno.EIO, DriverError)],
+)
+def test_a_copy_that_fails_leaves_nothing_and_keeps_its_number(
+    driver: DirectoryDriver, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[DriverError]
+) -> None:
+    base_and_clone(driver)
+
+    def fail(*_: object) -> None:
+        raise OSError(number, "injected")
+
+    monkeypatch.setattr(copying._Copy, "_file", fail)
+    with pytest.raises(kind, match="result/c") as caught:
+        driver.clone(at(A), Dataset("result", "c"))
+    assert caught.value.errno == number
+    assert driver.info(Dataset("result", "c")) is None
+
+
+def test_a_clone_that_comes_second_is_refused_and_its_copy_removed(
+    driver: DirectoryDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver.create(A)
+    driver.snapshot(at(A))
+
+    def overtaken(*args: int | str) -> None:
+        copying.copy_tree(*args)  # type: ignore[arg-type]
+        driver.create(B)
+
+    monkeypatch.setattr(module, "copy_tree", overtaken)
+    with pytest.raises(Exists):
+        driver.clone(at(A), B)
+
+
+def test_contents_are_copied_where_the_filesystem_can_neither_share_nor_copy(
+    driver: DirectoryDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EXDEV, "injected")
+
+    monkeypatch.setattr(os, "copy_file_range", refuse)
+    monkeypatch.setattr(copying.syscalls, "reflink", refuse)
+    base_and_clone(driver)
+    assert read(driver, B) == "of a"
+
+
+def test_a_very_deep_tree_is_cloned_and_destroyed(driver: DirectoryDriver) -> None:
+    driver.create(A)
+    depth = 1200  # more than a process may have descriptors, and longer than a path may be
+    with viewing(driver, A, writable=True) as root:
+        fd = os.dup(root)
+        for _ in range(depth):
+            os.mkdir("d" * 50, dir_fd=fd)
+            below = os.open("d" * 50, os.O_RDONLY, dir_fd=fd)
+            os.close(fd)
+            fd = below
+        os.close(fd)
+    driver.snapshot(at(A))
+    driver.clone(at(A), B)
+    assert driver.space(B).referenced > 0
+    driver.destroy(B)
+    driver.destroy_snapshot(at(A), defer=False)
+    driver.destroy(A)
+
+
+@pytest.mark.skipif(shutil.which("setfacl") is None, reason="setfacl is not installed")
+def test_acls_are_copied_and_default_ones_not_applied_twice(driver: DirectoryDriver) -> None:
+    driver.create(A)
+    with viewing(driver, A, writable=True) as root:
+        os.mkdir("dir", dir_fd=root)
+        write_plain = os.open("dir/plain", os.O_CREAT | os.O_WRONLY, 0o640, dir_fd=root)
+        os.close(write_plain)
+        path = f"/proc/{os.getpid()}/fd/{root}/dir"
+        if subprocess.run(["setfacl", "-m", "u:12345:rx,d:u:12345:rwx", path], capture_output=True).returncode:
+            pytest.skip("this filesystem has no ACLs")
+        expected = {name: os.getxattr(path, name) for name in os.listxattr(path)}
+    driver.snapshot(at(A))
+    driver.clone(at(A), B)
+    with viewing(driver, B) as root:
+        path = f"/proc/self/fd/{root}/dir"
+        assert {name: os.getxattr(path, name) for name in os.listxattr(path)} == expected
+        assert os.listxattr(f"{path}/plain") == []
+        assert os.stat(f"{path}/plain").st_mode & 0o777 == 0o640
+
+
+def use_closed_directories(store: str) -> None:
+    driver = DirectoryDriver(store)
+    driver.prepare()
+    driver.create(A)
+    with viewing(driver, A, writable=True) as root:
+        os.mkdir("closed", dir_fd=root)
+        os.close(os.open("closed/file", os.O_CREAT | os.O_WRONLY, 0, dir_fd=root))
+        os.chmod("closed", 0, dir_fd=root)
+    driver.snapshot(at(A))
+    driver.clone(at(A), B)
+    for each in A, B:
+        with viewing(driver, each) as root:
+            assert os.stat("closed", dir_fd=root).st_mode & 0o7777 == 0
+    with viewing(driver, B, writable=True) as root:
+        os.chmod("closed", 0o700, dir_fd=root)
+        assert os.stat("closed/file", dir_fd=root).st_mode & 0o7777 == 0
+        os.chmod("closed", 0, dir_fd=root)
+    driver.destroy(B)
+    driver.destroy_snapshot(at(A), defer=False)
+    driver.destroy(A)
+    driver.close()
+    assert trees(Path(store)) == referred(Path(store))
+
+
+def test_without_root_closed_directories_are_copied_and_removed() -> None:
+    """In a process without privileges, in a directory of its own: pytest's are closed to others."""
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o777)
+        child = os.fork()
+        if child == 0:
+            try:
+                if os.geteuid() == 0:
+                    os.setgroups([])
+                    os.setresgid(65534, 65534, 65534)
+                    os.setresuid(65534, 65534, 65534)
+                use_closed_directories(f"{directory}/store")
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

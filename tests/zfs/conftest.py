@@ -1,0 +1,24 @@
+"""Real ZFS for tests: a dataset of its own for each, in the pool that ZFSFS_TEST_POOL names."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture
+def pool() -> Iterator[str]:
+    """The name of an empty dataset; it and all in it are destroyed after the test, which must have let go of it."""
+    parent = os.environ.get("ZFSFS_TEST_POOL")
+    if not parent:
+        pytest.skip("ZFSFS_TEST_POOL names no pool to test on")
+    core = pytest.importorskip("libzfs_core", reason="libzfs_core (python3-pyzfs) is not installed")
+    name = f"{parent}/t-{secrets.token_hex(6)}"
+    core.lzc_create(name.encode(), "zfs", {b"mountpoint": b"none"})
+    yield name
+    # zfs(8) knows the order in which clones and snapshots have to go; nothing outside is cloned from it.
+    subprocess.run(["zfs", "destroy", "-R", name], check=True)

@@ -122,6 +122,35 @@ def test_trees_that_a_crash_left_are_removed_at_the_next_start(driver: Directory
     assert trees(store) == referred(store)
 
 
+@pytest.mark.parametrize("step", ["copy_tree", "remove_tree"])
+def test_a_process_that_dies_beside_a_transaction_leaves_the_old_or_the_new_state(
+    driver: DirectoryDriver, store: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    base_and_clone(driver)
+    driver.close()
+    child = os.fork()
+    if child == 0:
+        try:
+            monkeypatch.setattr(module, step, dying_after_a_copy)
+            own = DirectoryDriver(str(store))
+            own.prepare()
+            own.destroy(B) if step == "remove_tree" else own.clone(at(A), Dataset("result", "c"))
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    driver.lock()
+    driver.prepare()
+    left = {each for each in driver.list() if each.group == "result" and each.leaf}
+    assert left == ({A} if step == "remove_tree" else {A, B})
+    assert read(driver, A) == "of a"
+
+
+def dying_after_a_copy(trees: int, *names: str) -> None:
+    if len(names) == 2:
+        copying.copy_tree(trees, *names)
+    os._exit(7)
+
+
 def test_a_person_recognises_the_tree_of_a_result(driver: DirectoryDriver, store: Path) -> None:
     driver.create(Dataset("result", "hello"))
     assert [name for name in trees(store) if name.endswith("-result-hello")] != []

@@ -5,7 +5,8 @@ beneath a detached mount keeps the mount's root and superblock alive, so the des
 kept: an ordinary directory descriptor takes its place.
 
 All mounts of a dataset share one superblock. Whether a head may be written is therefore an attribute of each
-mount; a snapshot's superblock is read-only and says EBUSY to a mount that does not ask for just that.
+mount. A read-only superblock (a snapshot's, or that of a head with readonly=on) says EBUSY to a second mount that
+does not ask for just that.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class DetachedView:
 def look_into(full: str, *, writable: bool) -> DetachedView:
     """The root of the head or snapshot with this full name.
 
-    Raises Missing; Busy while it is being destroyed or received into; InvalidName for a writable snapshot;
+    Raises Missing; Busy while it is being destroyed or received into, or to write what has readonly=on and is viewed; InvalidName for a writable snapshot;
     Unavailable when the kernel does not know ZFS; DriverError EPERM without CAP_SYS_ADMIN.
     """
     snapshot = "@" in full
@@ -49,7 +50,13 @@ def look_into(full: str, *, writable: bool) -> DetachedView:
         raise InvalidName(f"{full}: a snapshot can't be written")
     attributes = _ATTRIBUTES | (0 if writable else syscalls.MOUNT_ATTR_RDONLY)
     try:
-        mount = syscalls.detached_mount("zfs", full, attributes, ("ro",) if snapshot else ())
+        try:
+            mount = syscalls.detached_mount("zfs", full, attributes, ("ro",) if snapshot else ())
+        except OSError as error:
+            if error.errno != errno.EBUSY or writable or snapshot:
+                raise
+            # readonly=on and viewed already. Not asked for at first: a head's superblock must stay writable.
+            mount = syscalls.detached_mount("zfs", full, attributes, ("ro",))
         try:
             return DetachedView(os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount))
         finally:

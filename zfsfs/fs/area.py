@@ -1,0 +1,122 @@
+"""An area: one directory of the tree that shows a dataset, and what is known beneath it.
+
+A build, a result and a session of a cache are areas. What an area shows can be switched (a cache's published
+version, then a session's clone, then a newer version) while the kernel goes on knowing its inodes.
+
+Guarantees: `opens` and `writers` count the open handles beneath; `busy` and `idle` wake whoever waits for the
+first or the last of them.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import trio
+
+from zfsfs.driver import View
+from zfsfs.fs.nodes import Node, NodeTable, stale
+
+if TYPE_CHECKING:
+    from zfsfs.fs.places import Place
+
+
+class Area:
+    """See the module. `place` is what it is (a build, a result, a cache's session), set by the tree."""
+
+    def __init__(self, table: NodeTable, place: Place) -> None:
+        self.table = table
+        self.place = place
+        self.view: View | None = None
+        self.read_only = False
+        self.changed = False  # something was written since the view was attached
+        self.by_st_ino: dict[int, Node] = {}
+        self.pinned: set[Node] = set()
+        self.opens = 0
+        self.writers = 0
+        self.on_forgotten: Callable[[Area], None] | None = None
+        self._stirred = trio.Event()
+        self.root = table.root(self)
+
+    @property
+    def fd(self) -> int:
+        """The directory that the area shows. Raises ESTALE when it shows none."""
+        if self.view is None:
+            raise stale()
+        return self.view.fd
+
+    def opened(self, writing: bool) -> None:
+        """A handle beneath was opened."""
+        self.opens += 1
+        self.writers += writing
+        self._stir()
+
+    def closed(self, writing: bool) -> None:
+        """A handle beneath was closed."""
+        self.opens -= 1
+        self.writers -= writing
+        self._stir()
+
+    def _stir(self) -> None:
+        self._stirred.set()
+        self._stirred = trio.Event()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until handles come or go such that `condition` holds."""
+        while not condition():
+            await self._stirred.wait()
+
+    def stir(self) -> None:
+        """Wake those who wait: something else than a handle has changed."""
+        self._stir()
+
+    def forgotten(self) -> None:
+        """The kernel knows nothing beneath any more."""
+        if self.on_forgotten is not None:
+            self.on_forgotten(self)
+
+    def detach(self) -> View | None:
+        """Show nothing; the view goes to the caller. Descriptors beneath are closed, the nodes stay."""
+        self.table.descriptors.close_area(self)
+        view, self.view = self.view, None
+        return view
+
+    def attach(self, view: View) -> None:
+        """Show a view with the contents and inode numbers that were shown before."""
+        self.detach()
+        self.view = view
+
+    def attach_anew(self, view: View) -> list[tuple[int, list[bytes]]]:
+        """Show a view in which inode numbers or contents may differ: every node that the kernel knows is looked
+        for by its names. What isn't there any more becomes stale.
+
+        Returns what the kernel must be told to forget: each node's number and the names known in it.
+        """
+        self.attach(view)
+        nodes = list(self.table.beneath(self))
+        names: dict[int, list[bytes]] = {self.root.ino: []}
+        self.by_st_ino.clear()
+        for node in nodes:
+            names.setdefault(node.ino, [])
+            if node.parent is not None and node.name is not None:
+                names.setdefault(node.parent.ino, []).append(node.name)
+            for parent, name in node.aliases or ():
+                names.setdefault(parent.ino, []).append(name)
+            self._find(node)
+        return list(names.items())
+
+    def _find(self, node: Node) -> None:
+        try:
+            if node.name is None or node.parent is None:
+                raise stale()
+            parent = self.table.descriptors.of(node.parent)
+            found = os.stat(node.name, dir_fd=parent, follow_symlinks=False)
+            if stat.S_IFMT(found.st_mode) != node.kind or found.st_ino in self.by_st_ino:
+                raise stale()
+        except OSError:
+            node.name = None  # nothing finds it again; its number stays taken until the kernel lets go
+            return
+        node.st_ino = found.st_ino
+        self.by_st_ino[found.st_ino] = node

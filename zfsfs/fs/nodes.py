@@ -1,0 +1,271 @@
+"""Inodes of what lies in datasets: numbers that the kernel knows, and the way back to the file.
+
+Guarantees
+- An inode number is never used twice.
+- A node stays in the table while the kernel may name it (its lookup count) or while a child needs it to be found.
+- At most `Descriptors.limit` O_PATH descriptors are open, however many nodes there are; pinned ones come on top:
+  those of files that have lost their last name that we know of while the kernel still knows them.
+- `Descriptors.of` opens the very file that the node stands for, or fails with ESTALE.
+
+Assumes: contents change through us only, or the area is switched (`Area.attach`) afterwards; the kernel never
+forgets more than it looked up.
+
+A node knows its parent and its name, not a path and not a descriptor: so a directory's rename moves all beneath
+it, and the same node can be found in a clone by walking the same names.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from zfsfs.fs.area import Area
+
+_O_PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Node:
+    """A file or directory in an area. `parent` is None for the area's root, and `name` is None for what has lost
+    its name. `refs` counts the nodes that have it as their parent."""
+
+    __slots__ = ("aliases", "area", "fd", "ino", "kind", "lookups", "name", "opens", "parent", "refs", "st_ino")
+
+    def __init__(self, ino: int, area: Area, parent: Node | None, name: bytes | None, st_ino: int, kind: int):
+        self.ino = ino
+        self.area = area
+        self.parent = parent
+        self.name = name
+        self.st_ino = st_ino
+        self.kind = kind  # S_IFMT of its mode: never changes
+        self.lookups = 0
+        self.refs = 0
+        self.opens = 0
+        self.fd = -1
+        self.aliases: set[tuple[Node, bytes]] | None = None  # its other names, for hard links
+
+
+def stale() -> OSError:
+    """The error for what is no longer to be found."""
+    return OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+
+class Descriptors:
+    """A bounded set of O_PATH descriptors, the least recently used closed first."""
+
+    def __init__(self, limit: int = 256) -> None:
+        self.limit = limit
+        self._used: OrderedDict[Node, None] = OrderedDict()
+
+    def of(self, node: Node) -> int:
+        """The node's descriptor. It is good until control goes back to the event loop: use it at once, or dup it.
+
+        Raises OSError: ESTALE when the file is gone.
+        """
+        fd = node.fd
+        if fd >= 0:
+            if node in self._used:
+                self._used.move_to_end(node)
+            return fd
+        if node.parent is None:
+            if node.name is None:
+                raise stale()
+            return node.area.fd
+        missing = []
+        step: Node | None = node
+        while step is not None and step.fd < 0 and step.parent is not None:
+            missing.append(step)
+            step = step.parent
+        assert step is not None
+        if step.fd < 0 and step.name is None:
+            raise stale()
+        fd = step.fd if step.fd >= 0 else node.area.fd
+        for each in reversed(missing):
+            fd = self._open(each, fd)
+        return fd
+
+    def _open(self, node: Node, parent: int) -> int:
+        if node.name is None:
+            raise stale()
+        try:
+            fd = os.open(node.name, _O_PATH, dir_fd=parent)
+        except FileNotFoundError:
+            raise stale() from None
+        if os.fstat(fd).st_ino != node.st_ino:
+            os.close(fd)
+            raise stale()
+        # Make room first: the new one must not be the victim of its own arrival.
+        while len(self._used) >= self.limit:
+            self.close(next(iter(self._used)))
+        node.fd = fd
+        self._used[node] = None
+        return fd
+
+    def pin(self, node: Node) -> None:
+        """Keep the node's descriptor until it is forgotten: it is about to lose its name."""
+        self.of(node)
+        self._used.pop(node, None)
+
+    def close(self, node: Node) -> None:
+        """Close the node's descriptor, if it has one."""
+        self._used.pop(node, None)
+        if node.fd >= 0:
+            fd, node.fd = node.fd, -1
+            os.close(fd)
+
+    def close_area(self, area: Area) -> None:
+        """Close every descriptor beneath an area's root: it is about to look elsewhere."""
+        for node in [each for each in self._used if each.area is area]:
+            self.close(node)
+        for node in area.pinned:
+            self.close(node)
+        area.pinned.clear()
+
+
+class NodeTable:
+    """All nodes, by inode number. `first` is the lowest number given out."""
+
+    def __init__(self, first: int) -> None:
+        self._next = first
+        self.by_ino: dict[int, Node] = {}
+        self.descriptors = Descriptors()
+
+    def root(self, area: Area) -> Node:
+        """A new node for the root of an area."""
+        node = self._new(area, None, b"", 0, stat.S_IFDIR)
+        self.by_ino[node.ino] = node
+        return node
+
+    def _new(self, area: Area, parent: Node | None, name: bytes, st_ino: int, kind: int) -> Node:
+        ino = self._next
+        self._next += 1
+        return Node(ino, area, parent, name, st_ino, kind)
+
+    def remember(self, parent: Node, name: bytes, st: os.stat_result) -> Node:
+        """The node for an entry that was just found in a directory. Counts no lookup: `looked_up` does."""
+        area = parent.area
+        node = area.by_st_ino.get(st.st_ino)
+        if node is not None and node.kind == stat.S_IFMT(st.st_mode):
+            if (node.name != name or node.parent is not parent) and node.parent is not None:
+                self._also_named(node, parent, name)
+            return node
+        node = self._new(area, parent, name, st.st_ino, stat.S_IFMT(st.st_mode))
+        parent.refs += 1
+        self.by_ino[node.ino] = node
+        area.by_st_ino[st.st_ino] = node
+        return node
+
+    def _also_named(self, node: Node, parent: Node, name: bytes) -> None:
+        if node.name is None:
+            self._rename(node, parent, name)
+            return
+        if node.aliases is None:
+            node.aliases = set()
+        if (parent, name) not in node.aliases:
+            node.aliases.add((parent, name))
+            parent.refs += 1
+
+    def _rename(self, node: Node, parent: Node, name: bytes | None) -> None:
+        old = node.parent
+        parent.refs += 1
+        node.parent, node.name = parent, name
+        if old is not None:
+            self._released(old)
+
+    def known(self, parent: Node, st_ino: int) -> Node | None:
+        """The node of an entry of `parent`, if the kernel knows it."""
+        return parent.area.by_st_ino.get(st_ino)
+
+    def moved(self, node: Node, old: tuple[Node, bytes], new: tuple[Node, bytes]) -> None:
+        """One of the node's names became another."""
+        self.unnamed(node, *old)
+        self._also_named(node, *new)
+
+    def unnamed(self, node: Node, parent: Node, name: bytes) -> None:
+        """The node lost one of its names. Another that we know takes its place; without one it stays nameless,
+        to be reached by its pinned descriptor only."""
+        if node.aliases and (parent, name) in node.aliases:
+            node.aliases.discard((parent, name))
+            self._released(parent)
+            return
+        if node.parent is not parent or node.name != name:
+            return
+        if node.aliases:
+            other, other_name = node.aliases.pop()
+            self._rename(node, other, other_name)
+            self._released(other)  # the alias's own reference
+        else:
+            node.name = None
+
+    def looked_up(self, node: Node) -> None:
+        """The kernel has been given the node's number once more."""
+        node.lookups += 1
+
+    def forget(self, ino: int, count: int) -> None:
+        """The kernel gives numbers back."""
+        node = self.by_ino.get(ino)
+        if node is None:
+            return
+        if count > node.lookups:
+            raise AssertionError(f"inode {ino}: {count} lookups forgotten of {node.lookups}")
+        node.lookups -= count
+        self._drop_unused(node)
+
+    def _released(self, node: Node) -> None:
+        node.refs -= 1
+        self._drop_unused(node)
+
+    def _drop_unused(self, node: Node) -> None:
+        # Upwards and not by recursion: a tree may be deeper than Python's stack.
+        pending = [node]
+        while pending:
+            each = pending.pop()
+            if each.lookups or each.refs or each.opens or each.ino not in self.by_ino:
+                continue
+            del self.by_ino[each.ino]
+            self.descriptors.close(each)
+            each.area.pinned.discard(each)
+            if each.area.by_st_ino.get(each.st_ino) is each:
+                del each.area.by_st_ino[each.st_ino]
+            parents = [each.parent] if each.parent is not None else []
+            parents += [parent for parent, _ in each.aliases or ()]
+            for parent in parents:
+                parent.refs -= 1
+            pending += parents
+            if each.parent is None:
+                each.area.forgotten()
+
+    def closed(self, node: Node) -> None:
+        """An open handle of the node went."""
+        node.opens -= 1
+        if not node.lookups:
+            self._drop_unused(node)
+
+    def pin(self, node: Node) -> None:
+        """See `Descriptors.pin`."""
+        self.descriptors.pin(node)
+        node.area.pinned.add(node)
+
+    def beneath(self, area: Area) -> Iterator[Node]:
+        """All nodes of an area but its root, parents before their children."""
+        depth: dict[Node, int] = {area.root: 0}
+
+        def depth_of(node: Node) -> int:
+            chain = []
+            while node not in depth:
+                chain.append(node)
+                if node.parent is None:
+                    depth[node] = 0
+                    break
+                node = node.parent
+            known = depth[node]
+            for steps, each in enumerate(reversed(chain), 1):
+                depth[each] = known + steps
+            return depth[chain[0]] if chain else known
+
+        nodes = [node for node in area.by_st_ino.values() if node is not area.root]
+        yield from sorted(nodes, key=depth_of)

@@ -1,0 +1,77 @@
+"""What an area of the tree is: a build, a result or a session of a cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import trio
+
+from zfsfs.driver import View
+from zfsfs.names import BuildId, BuildName, CacheName, SessionName
+from zfsfs.store import Session
+
+if TYPE_CHECKING:
+    from zfsfs.fs.area import Area
+
+
+@dataclass(eq=False, slots=True)
+class BuildPlace:
+    """A running build. `discarded`: its directory is gone, the dataset goes with the last handle."""
+
+    name: BuildName
+    created: float
+    discarded: bool = False
+
+    kind = "build"
+
+    def path(self) -> bytes:
+        """Where it is, below the mountpoint."""
+        return b"builds/" + bytes(self.name)
+
+
+@dataclass(eq=False, slots=True)
+class ResultPlace:
+    """A published result."""
+
+    id: BuildId
+
+    kind = "result"
+
+    def path(self) -> bytes:
+        """Where it is, below the mountpoint."""
+        return b"results/" + self.id.name
+
+
+@dataclass(eq=False, slots=True)
+class CachePlace:
+    """A cache by one of its paths. `session` is there while it is open; `discarded`: its directory was removed
+    and what is still open in it goes nowhere. `outcome` is how its last session ended."""
+
+    name: SessionName
+    cache: SharedCache
+    session: Session | None = None
+    discarded: bool = False
+    closing: bool = False
+    outcome: str = ""
+    holders: list[str] = field(default_factory=list)
+
+    kind = "cache"
+
+    def path(self) -> bytes:
+        """Where it is, below the mountpoint."""
+        return b"caches/" + bytes(self.name)
+
+
+@dataclass(eq=False, slots=True)
+class SharedCache:
+    """What the areas of one cache share: a view of the published version, taken when first needed, and the lock
+    under which sessions open and close and views are switched."""
+
+    name: CacheName
+    view: View | None = None
+    lock: trio.Lock = field(default_factory=trio.Lock)
+    areas: dict[bytes, Area] = field(default_factory=dict)  # by the name under caches/
+
+
+Place = BuildPlace | ResultPlace | CachePlace

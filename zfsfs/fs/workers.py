@@ -1,0 +1,86 @@
+"""Threads for calls that may wait for a disk, which the event loop waits for a moment before it looks elsewhere.
+
+Most reads and writes end in microseconds, in the page cache; going to another thread and back through the event
+loop costs more than the call. So the loop hands the call over and waits, blocking, for at most `PATIENCE`; only
+a call that takes longer goes the long way and lets others be answered meanwhile.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import trio
+
+#: Seconds that the event loop may stand still for a call.
+PATIENCE = 0.0003
+
+T = TypeVar("T")
+
+
+class _Call(Generic[T]):
+    __slots__ = ("done", "error", "function", "result", "waiter")
+
+    def __init__(self, function: Callable[[], T]) -> None:
+        self.function = function
+        self.result: T
+        self.error: BaseException | None = None
+        self.done = threading.Lock()
+        self.done.acquire()
+        self.waiter: tuple[trio.lowlevel.TrioToken, trio.Event] | None = None
+
+
+class Workers:
+    """A fixed number of threads. Calls are carried out to their end even when whoever asked is cancelled."""
+
+    def __init__(self, count: int = 16) -> None:
+        self._calls: queue.SimpleQueue[_Call[Any] | None] = queue.SimpleQueue()
+        self._guard = threading.Lock()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"zfsfs-io-{number}", daemon=True) for number in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            try:
+                call.result = call.function()
+            except BaseException as error:
+                call.error = error
+            call.done.release()
+            with self._guard:  # against `run`, which leaves its waiter and then looks again
+                waiter = call.waiter
+            if waiter is not None:
+                token, event = waiter
+                try:
+                    token.run_sync_soon(event.set)
+                except trio.RunFinishedError:
+                    pass
+
+    async def run(self, function: Callable[[], T]) -> T:
+        """The function's result, or what it raised; it runs in a thread."""
+        call = _Call(function)
+        self._calls.put(call)
+        if not call.done.acquire(timeout=PATIENCE):
+            event = trio.Event()
+            with self._guard:
+                call.waiter = (trio.lowlevel.current_trio_token(), event)
+            if not call.done.acquire(blocking=False):
+                with trio.CancelScope(shield=True):
+                    await event.wait()
+        if call.error is not None:
+            try:
+                raise call.error
+            finally:
+                call.error = None
+        return call.result
+
+    def close(self) -> None:
+        """End the threads once what was handed over is done."""
+        for _ in self._threads:
+            self._calls.put(None)
+        for thread in self._threads:
+            thread.join()

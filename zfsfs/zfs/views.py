@@ -42,8 +42,9 @@ class DetachedView:
 def look_into(full: str, *, writable: bool) -> DetachedView:
     """The root of the head or snapshot with this full name.
 
-    Raises Missing; Busy while it is being destroyed or received into, or to write what has readonly=on and is viewed; InvalidName for a writable snapshot;
-    Unavailable when the kernel does not know ZFS; DriverError EPERM without CAP_SYS_ADMIN.
+    Raises Missing; Busy while it is being destroyed or received into, or to write what has readonly=on and is viewed;
+    InvalidName for a writable snapshot; Unavailable when the kernel does not know ZFS; DriverError EPERM without
+    CAP_SYS_ADMIN.
     """
     snapshot = "@" in full
     if snapshot and writable:

@@ -7,6 +7,7 @@ a call that takes longer goes the long way and lets others be answered meanwhile
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable
@@ -55,10 +56,8 @@ class Workers:
                 waiter = call.waiter
             if waiter is not None:
                 token, event = waiter
-                try:
+                with contextlib.suppress(trio.RunFinishedError):
                     token.run_sync_soon(event.set)
-                except trio.RunFinishedError:
-                    pass
 
     async def run(self, function: Callable[[], T]) -> T:
         """The function's result, or what it raised; it runs in a thread."""

@@ -14,6 +14,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 MNT_DETACH = 2
+_AT_EMPTY_PATH = 0x1000
 FICLONE = 0x40049409
 
 _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 430, 431, 432  # the same on every architecture (asm-generic)
@@ -27,6 +28,7 @@ MOUNT_ATTR_NOATIME = 0x10
 
 _libc.renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+_libc.fchownat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint, ctypes.c_int)
 _libc.syncfs.argtypes = (ctypes.c_int,)
 _libc.syscall.restype = ctypes.c_long
 
@@ -41,6 +43,11 @@ def _check(result: int, call: str, path: object = None) -> int:
 def renameat2(old_fd: int, old: bytes, new_fd: int, new: bytes, flags: int = 0) -> None:
     """renameat2(2): rename with RENAME_NOREPLACE or RENAME_EXCHANGE."""
     _check(_libc.renameat2(old_fd, old, new_fd, new, flags), "renameat2", old)
+
+
+def fchownat(fd: int, uid: int, gid: int) -> None:
+    """fchownat(2) with AT_EMPTY_PATH: of what an O_PATH descriptor stands for, links too; -1 leaves as it is."""
+    _check(_libc.fchownat(fd, b"", uid & 0xFFFFFFFF, gid & 0xFFFFFFFF, _AT_EMPTY_PATH), "fchownat")
 
 
 def umount(path: bytes, flags: int = 0) -> None:

@@ -239,6 +239,11 @@ class NodeTable:
             if each.parent is None:
                 each.area.forgotten()
 
+    def hold(self, node: Node) -> None:
+        """Keep a node whatever the kernel forgets, until `closed`."""
+        node.opens += 1
+        self.by_ino[node.ino] = node
+
     def closed(self, node: Node) -> None:
         """An open handle of the node went."""
         node.opens -= 1

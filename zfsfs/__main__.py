@@ -1,0 +1,5 @@
+"""python -m zfsfs"""
+
+from zfsfs.cli import main
+
+main()

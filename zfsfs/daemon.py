@@ -1,0 +1,142 @@
+"""The daemon: choose the driver, recover, mount, serve, and end such that nothing is lost.
+
+The end, whatever caused it (a signal, umount): no more requests are answered, every session is closed as if its
+holders had gone, running builds are discarded, and only then is the store given up.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyfuse3
+import trio
+
+from zfsfs import mountpoint as mountpoints
+from zfsfs.driver import Driver
+from zfsfs.errors import MountError
+from zfsfs.fs.operations import Operations, tell_kernel
+from zfsfs.fs.passthrough import FileHandle, Passthrough
+from zfsfs.fs.tree import Tree
+from zfsfs.fs.workers import Workers
+from zfsfs.store import Store
+from zfsfs.store.events import Event
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a mount is made of; `linger` in seconds. `options` go to FUSE as they are."""
+
+    store: str
+    mountpoint: str
+    linger: float = 2.0
+    options: frozenset[str] = frozenset()
+
+
+def choose_driver(store: str) -> Driver:
+    """The driver for a store as a person names it: what begins with '/' or '.' is a directory, all else a dataset.
+
+    Raises InvalidName, Unavailable.
+    """
+    if store.startswith(("/", ".")):
+        from zfsfs.directory.driver import DirectoryDriver
+
+        return DirectoryDriver(store)
+    from zfsfs.zfs.driver import ZfsDriver
+
+    return ZfsDriver(store)
+
+
+def serve(settings: Settings, ready: Callable[[], None]) -> None:
+    """Mount and serve until unmounted or told to end; `ready` is called when the tree is usable.
+
+    Raises Locked, Unavailable, MountError, InvalidName; nothing is mounted then.
+    """
+    os.umask(0)  # modes come from the callers
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    trio.run(_serve, settings, ready)
+
+
+async def _serve(settings: Settings, ready: Callable[[], None]) -> None:
+    mountpoint = mountpoints.prepare(settings.mountpoint)
+    driver = choose_driver(settings.store)
+    store = Store(driver)
+    store.events.subscribers.append(_log)
+    tree = Tree(store, settings.linger, tell_kernel)
+    workers = Workers()
+    try:
+        await store.start()
+        await tree.start()
+        try:
+            await _mounted(settings, mountpoint, tree, workers, ready)
+        finally:
+            await tree.close()
+    finally:
+        with trio.CancelScope(shield=True):
+            await store.close()
+        workers.close()
+
+
+async def _mounted(
+    settings: Settings, mountpoint: str, tree: Tree, workers: Workers, ready: Callable[[], None]
+) -> None:
+    files = Passthrough(tree.table, workers)
+    name = settings.store.replace("\\", "\\\\").replace(",", "\\,")
+    options = {f"fsname={name}", "subtype=zfsfs", "default_permissions", "nosuid", "nodev", *settings.options}
+    if os.geteuid() == 0:
+        options.add("allow_other")
+    try:
+        pyfuse3.init(Operations(tree, files), mountpoint, options)
+    except RuntimeError as failure:
+        raise MountError(f"{mountpoint} can't be mounted: {failure}; is there a /dev/fuse for you?") from None
+    try:
+        async with trio.open_nursery() as nursery:
+            tree.sessions.nursery = nursery
+            nursery.start_soon(tree.store.run)
+            nursery.start_soon(_end_on_signal, files)
+            nursery.start_soon(_announce, mountpoint, tree, ready)
+            await pyfuse3.main(max_tasks=1000)
+            # Sessions first: what they publish is what the mount has shown.
+            await tree.close()
+            nursery.cancel_scope.cancel()
+    finally:
+        pyfuse3.close(unmount=mountpoints.mounted_type(mountpoint) == mountpoints.FSTYPE)
+        for number in list(files.handles):
+            files.close(number)
+
+
+async def _announce(mountpoint: str, tree: Tree, ready: Callable[[], None]) -> None:
+    """Once the tree answers, say so. In a thread, for it is we who answer."""
+    status = await trio.to_thread.run_sync(os.stat, mountpoint, abandon_on_cancel=True)
+    tree.device = status.st_dev
+    ready()
+
+
+async def _end_on_signal(files: Passthrough) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            log.info("%s: ending", signal.Signals(number).name)
+            await trio.to_thread.run_sync(_flush, files, abandon_on_cancel=True)
+            pyfuse3.terminate()
+
+
+def _flush(files: Passthrough) -> None:
+    """Let the kernel write what it has gathered for files that are still open."""
+    for handle in list(files.handles.values()):
+        if isinstance(handle, FileHandle) and handle.writing:
+            try:
+                pyfuse3.invalidate_inode(handle.node.ino)
+            except OSError as failure:
+                log.warning("pages of an open file were not written: %s", failure)
+
+
+def _log(event: Event) -> None:
+    level = logging.WARNING if event.kind in ("warning", "postponed") else logging.INFO
+    log.log(level, "%s %s: %s", event.kind, event.subject, event.text)

@@ -1,0 +1,392 @@
+"""The edge to pyfuse3: each handler finds the node, calls, and converts back.
+
+Guarantees: a lookup is counted once for every entry that the kernel took. Requests on the tree's own directories go
+to `Tree`, those in areas to `Passthrough`.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+import time
+from collections.abc import Sequence
+
+import pyfuse3
+import trio
+
+from zfsfs.errors import Missing
+from zfsfs.fs import status
+from zfsfs.fs.area import Area
+from zfsfs.fs.nodes import Node
+from zfsfs.fs.passthrough import Caller, DirectoryHandle, Passthrough, error
+from zfsfs.fs.replies import absent, answered, attributes, own_attributes
+from zfsfs.fs.tree import BUILDS, CACHES, RESULTS, Tree
+
+log = logging.getLogger(__name__)
+
+_ROOT, _BUILDS, _RESULTS, _CACHES, _CONTROL = 1, 2, 3, 4, 5
+_GROUPS = {_BUILDS: BUILDS, _RESULTS: RESULTS, _CACHES: CACHES}
+_TOP = {BUILDS: _BUILDS, RESULTS: _RESULTS, CACHES: _CACHES, b".zfsfs": _CONTROL}
+_FILES = {b"status.json": 6, b"events": 7, b"metrics": 8}
+_MODES = {_ROOT: 0o755, _BUILDS: 0o1777, _RESULTS: 0o1777, _CACHES: 0o1777, _CONTROL: 0o755}
+#: Handles of the tree's own files and directories start here; those of areas are descriptors.
+_FIRST_OWN_HANDLE = 1 << 32
+
+Attributes = pyfuse3.EntryAttributes
+
+
+async def tell_kernel(name: bytes, inodes: list[int]) -> None:
+    """An area shows other contents: the kernel forgets the names in it and its inodes' attributes and pages."""
+
+    def tell() -> None:
+        for ino in inodes:
+            try:
+                pyfuse3.invalidate_inode(ino)
+            except OSError as failure:
+                if failure.errno != errno.ENOENT:
+                    raise
+        try:
+            pyfuse3.invalidate_entry(_CACHES, name)
+        except OSError as failure:
+            if failure.errno not in (errno.ENOENT, errno.EBUSY):
+                raise
+
+    # In a thread: the kernel may wait for a request that we have to answer.
+    await trio.to_thread.run_sync(tell, abandon_on_cancel=True)
+
+
+class Operations(pyfuse3.Operations):
+    """See the module."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = True
+    enable_acl = True
+
+    def __init__(self, tree: Tree, files: Passthrough) -> None:
+        super().__init__()
+        self._tree = tree
+        self._files = files
+        self._by_ino = tree.table.by_ino
+        self._born = time.time_ns()
+        self._own: dict[int, list[tuple[bytes, int]] | bytes] = {}
+        self._next_own = _FIRST_OWN_HANDLE
+
+    # Finding.
+
+    async def _node(self, ino: int) -> Node:
+        node = self._by_ino.get(ino)
+        if node is None:
+            raise error(errno.EPERM if ino < 64 else errno.ESTALE)
+        if node.area.view is None:
+            await self._tree.ready(node.area)
+        return node
+
+    async def _changing(self, ino: int) -> Node:
+        node = await self._node(ino)
+        await self._tree.begin(node.area)
+        return node
+
+    def _own_attributes(self, ino: int) -> Attributes:
+        if ino in _MODES:
+            return own_attributes(ino, stat.S_IFDIR | _MODES[ino], self._born)
+        return own_attributes(ino, stat.S_IFREG | 0o444, self._born)
+
+    async def _root_of(self, area: Area) -> Attributes:
+        if area.view is None:
+            await self._tree.ready(area)
+        return attributes(area.root.ino, os.fstat(area.fd))
+
+    @answered
+    async def lookup(self, parent_inode: int, name: bytes, ctx: object) -> Attributes:
+        if parent_inode < 64:
+            return await self._lookup_own(parent_inode, name)
+        parent = await self._node(parent_inode)
+        try:
+            node, st = self._files.lookup(parent, name)
+        except FileNotFoundError:
+            return absent()
+        node.lookups += 1
+        return attributes(node.ino, st)
+
+    async def _lookup_own(self, parent: int, name: bytes) -> Attributes:
+        if parent == _ROOT and name in _TOP:
+            return self._own_attributes(_TOP[name])
+        if parent == _CONTROL and name in _FILES:
+            return self._own_attributes(_FILES[name])
+        if parent not in _GROUPS:
+            raise error(errno.ENOENT)
+        area = self._tree.find(_GROUPS[parent], name)
+        entry = await self._root_of(area)
+        self._found(area)
+        return entry
+
+    def _found(self, area: Area) -> None:
+        area.root.lookups += 1
+        self._by_ino[area.root.ino] = area.root
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for ino, count in inode_list:
+            if ino >= 64:
+                self._tree.table.forget(ino, count)
+
+    @answered
+    async def getattr(self, inode: int, ctx: object) -> Attributes:
+        if inode < 64:
+            return self._own_attributes(inode)
+        return self._attributes(await self._node(inode))
+
+    def _attributes(self, node: Node) -> Attributes:
+        return attributes(node.ino, self._files.stat(node))
+
+    @answered
+    async def setattr(
+        self,
+        inode: int,
+        attr: Attributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: object,
+    ) -> Attributes:
+        node = await self._changing(inode)
+        files = self._files
+        if fields.update_size:
+            files.truncate(node, attr.st_size, None if fh is None else files.file(fh))
+        if fields.update_uid or fields.update_gid:
+            files.chown(node, attr.st_uid if fields.update_uid else -1, attr.st_gid if fields.update_gid else -1)
+        if fields.update_mode:
+            files.chmod(node, attr.st_mode)
+        if fields.update_atime or fields.update_mtime:
+            now = files.stat(node)
+            atime = attr.st_atime_ns if fields.update_atime else now.st_atime_ns
+            files.utime(node, atime, attr.st_mtime_ns if fields.update_mtime else now.st_mtime_ns)
+        return self._attributes(node)
+
+    @answered
+    async def readlink(self, inode: int, ctx: object) -> bytes:
+        return self._files.readlink(await self._node(inode))
+
+    # Making and removing.
+
+    def _entry(self, parent: Node, name: bytes) -> Attributes:
+        node, st = self._files.lookup(parent, name)
+        node.lookups += 1
+        return attributes(node.ino, st)
+
+    @answered
+    async def mknod(
+        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
+    ) -> Attributes:
+        parent = await self._changing(parent_inode)
+        self._files.mknod(parent, name, mode, rdev, Caller(ctx.uid, ctx.gid))
+        return self._entry(parent, name)
+
+    @answered
+    async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext) -> Attributes:
+        caller = Caller(ctx.uid, ctx.gid)
+        if parent_inode in _GROUPS:
+            area = await self._tree.mkdir(_GROUPS[parent_inode], name, stat.S_IMODE(mode), caller)
+            entry = await self._root_of(area)
+            self._found(area)
+            return entry
+        parent = await self._changing(parent_inode)
+        self._files.mkdir(parent, name, stat.S_IMODE(mode), caller)
+        return self._entry(parent, name)
+
+    @answered
+    async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext) -> Attributes:
+        parent = await self._changing(parent_inode)
+        self._files.symlink(parent, name, target, Caller(ctx.uid, ctx.gid))
+        return self._entry(parent, name)
+
+    @answered
+    async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: object) -> Attributes:
+        if new_parent_inode < 64:
+            raise error(errno.EPERM)
+        parent = await self._changing(new_parent_inode)
+        self._files.link(await self._node(inode), parent, new_name)
+        return self._entry(parent, new_name)
+
+    @answered
+    async def unlink(self, parent_inode: int, name: bytes, ctx: object) -> None:
+        self._files.unlink(await self._changing(parent_inode), name)
+
+    @answered
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: object) -> None:
+        if parent_inode in _GROUPS:
+            await self._tree.rmdir(_GROUPS[parent_inode], name)
+        else:
+            self._files.rmdir(await self._changing(parent_inode), name)
+
+    @answered
+    async def rename(
+        self, parent_inode_old: int, name_old: bytes, parent_inode_new: int, name_new: bytes, flags: int, ctx: object
+    ) -> None:
+        if parent_inode_old < 64 or parent_inode_new < 64:
+            if (parent_inode_old, parent_inode_new) == (_BUILDS, _RESULTS):
+                if flags & pyfuse3.RENAME_EXCHANGE:
+                    raise error(errno.EINVAL)
+                await self._tree.publish(name_old, name_new)
+                return
+            same = parent_inode_old == parent_inode_new or (parent_inode_old < 64 and parent_inode_new < 64)
+            raise error(errno.EPERM if same else errno.EXDEV)
+        old = await self._changing(parent_inode_old)
+        new = await self._changing(parent_inode_new)
+        self._files.rename(old, name_old, new, name_new, flags)
+
+    # Extended attributes.
+
+    @answered
+    async def getxattr(self, inode: int, name: bytes, ctx: object) -> bytes:
+        if inode < 64:
+            raise error(errno.ENODATA)
+        node = await self._node(inode)
+        if node.parent is None and name.startswith(b"user.zfsfs."):
+            value = await status.xattr(self._tree, node.area, name)
+            if value is None:
+                raise error(errno.ENODATA)
+            return value
+        return self._files.getxattr(node, name)
+
+    @answered
+    async def listxattr(self, inode: int, ctx: object) -> Sequence[bytes]:
+        if inode < 64:
+            return []
+        node = await self._node(inode)
+        mine = status.xattr_names(node.area) if node.parent is None else []
+        return mine + self._files.listxattr(node)
+
+    @answered
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: object) -> None:
+        node = await self._changing(inode)
+        if node.parent is None and name.startswith(b"user.zfsfs."):
+            raise error(errno.EPERM)
+        self._files.setxattr(node, name, value)
+
+    @answered
+    async def removexattr(self, inode: int, name: bytes, ctx: object) -> None:
+        self._files.removexattr(await self._changing(inode), name)
+
+    # Files.
+
+    @answered
+    async def open(self, inode: int, flags: int, ctx: object) -> pyfuse3.FileInfo:
+        if inode < 64:
+            if flags & os.O_ACCMODE:
+                raise error(errno.EACCES)
+            names = {ino: name for name, ino in _FILES.items()}
+            fh = self._keep_own(status.files(self._tree)[names[inode]])
+            return pyfuse3.FileInfo(fh=fh, direct_io=True)
+        node = await self._changing(inode)
+        return pyfuse3.FileInfo(fh=self._files.open(node, flags).fd, keep_cache=True)
+
+    def _keep_own(self, contents: list[tuple[bytes, int]] | bytes) -> int:
+        self._next_own += 1
+        self._own[self._next_own] = contents
+        return self._next_own
+
+    @answered
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
+    ) -> tuple[pyfuse3.FileInfo, Attributes]:
+        parent = await self._changing(parent_inode)
+        handle = self._files.create(parent, name, mode, flags, Caller(ctx.uid, ctx.gid))
+        handle.node.lookups += 1
+        info = pyfuse3.FileInfo(fh=handle.fd, keep_cache=True)
+        return info, attributes(handle.node.ino, os.fstat(handle.fd))
+
+    @answered
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        own = self._own.get(fh)
+        if own is not None:
+            assert isinstance(own, bytes)
+            return own[off : off + size]
+        return await self._files.read(self._files.file(fh), off, size)
+
+    @answered
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        return await self._files.write(self._files.file(fh), off, buf)
+
+    @answered
+    async def flush(self, fh: int) -> None:
+        raise pyfuse3.FUSEError(errno.ENOSYS)  # close(2) has nothing to wait for; the kernel asks no more
+
+    @answered
+    async def release(self, fh: int) -> None:
+        if self._own.pop(fh, None) is None:
+            self._files.close(fh)
+
+    @answered
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        if fh < _FIRST_OWN_HANDLE:
+            await self._files.fsync(fh, datasync)
+
+    # Directories.
+
+    @answered
+    async def opendir(self, inode: int, ctx: object) -> int:
+        if inode in _GROUPS:
+            return self._keep_own([(name, -inode) for name in self._tree.names(_GROUPS[inode])])
+        if inode < 64:
+            return self._keep_own(list((_TOP if inode == _ROOT else _FILES).items()))
+        return self._files.opendir(await self._changing(inode)).fd
+
+    @answered
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        own = self._own.get(fh)
+        if own is not None:
+            assert isinstance(own, list)
+            await self._read_own(own, start_id, token)
+            return
+        handle = self._files.handles[fh]
+        assert isinstance(handle, DirectoryHandle)
+        if start_id == 0:
+            await self._files.read_names(handle)
+        node, names = handle.node, handle.names
+        for position in range(start_id, len(names)):
+            name = names[position]
+            try:
+                found, st = self._files.lookup(node, name)
+            except FileNotFoundError:
+                continue  # removed since the directory was read
+            if not pyfuse3.readdir_reply(token, name, attributes(found.ino, st), position + 1):
+                if not found.lookups:
+                    self._tree.table.forget(found.ino, 0)
+                return
+            found.lookups += 1
+
+    async def _read_own(self, entries: list[tuple[bytes, int]], start: int, token: pyfuse3.ReaddirToken) -> None:
+        for position in range(start, len(entries)):
+            name, ino = entries[position]
+            area: Area | None = None
+            if ino > 0:
+                entry = self._own_attributes(ino)
+            else:
+                try:
+                    area = self._tree.find(_GROUPS[-ino], name)
+                    entry = await self._root_of(area)
+                except (Missing, OSError):
+                    continue  # it has gone since
+            if not pyfuse3.readdir_reply(token, name, entry, position + 1):
+                return
+            if area is not None:
+                self._found(area)
+
+    @answered
+    async def releasedir(self, fh: int) -> None:
+        if self._own.pop(fh, None) is None:
+            self._files.close(fh)
+
+    @answered
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        if fh < _FIRST_OWN_HANDLE:
+            await self._files.fsync(fh, datasync)
+
+    @answered
+    async def statfs(self, ctx: object) -> pyfuse3.StatvfsData:
+        found = self._tree.statvfs()
+        data = pyfuse3.StatvfsData()
+        for name in ("bsize", "frsize", "blocks", "bfree", "bavail", "files", "ffree", "favail", "namemax"):
+            setattr(data, f"f_{name}", getattr(found, f"f_{name}"))
+        return data

@@ -1,0 +1,362 @@
+"""Operations on files in areas, done on the dataset beneath: what the kernel asks for, with errno as OSError.
+
+The daemon is root and acts for others. The kernel has checked permissions (default_permissions); what is made
+belongs to the caller. Everything goes by directory descriptor and name, never by a path.
+
+Guarantees: nothing is changed in a read-only area (EROFS); an area knows whether anything was changed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from zfsfs import syscalls
+from zfsfs.fs.area import Area
+from zfsfs.fs.nodes import Node, NodeTable
+from zfsfs.fs.workers import Workers
+
+_ROOT = os.geteuid() == 0
+
+
+@dataclass(slots=True)
+class Caller:
+    """Who asks."""
+
+    uid: int
+    gid: int
+
+
+@dataclass(eq=False, slots=True)
+class FileHandle:
+    """An open file."""
+
+    fd: int
+    node: Node
+    writing: bool
+    append: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class DirectoryHandle:
+    """An open directory. `names` is what it held when it was last read from the start: positions in it stay
+    good whatever changes meanwhile."""
+
+    fd: int
+    node: Node
+    names: list[bytes] = field(default_factory=list)
+
+
+def error(number: int) -> OSError:
+    """An OSError with its usual text."""
+    return OSError(number, os.strerror(number))
+
+
+def magic(fd: int) -> str:
+    """A path to what an O_PATH descriptor stands for, for calls that take no descriptor (proc(5))."""
+    return f"/proc/self/fd/{fd}"
+
+
+class Passthrough:
+    """See the module. Files and directories stay open in `handles`, by number."""
+
+    def __init__(self, table: NodeTable, workers: Workers) -> None:
+        self.table = table
+        self.descriptors = table.descriptors
+        self.workers = workers
+        self.handles: dict[int, FileHandle | DirectoryHandle] = {}
+
+    # Looking.
+
+    def lookup(self, parent: Node, name: bytes) -> tuple[Node, os.stat_result]:
+        """The node of an entry, and its attributes."""
+        st = os.stat(name, dir_fd=self.descriptors.of(parent), follow_symlinks=False)
+        return self.table.remember(parent, name, st), st
+
+    def stat(self, node: Node) -> os.stat_result:
+        """A node's attributes."""
+        return os.fstat(self.descriptors.of(node))
+
+    def readlink(self, node: Node) -> bytes:
+        """A symbolic link's text."""
+        return os.fsencode(os.readlink(b"", dir_fd=self.descriptors.of(node)))
+
+    # Making.
+
+    def _changing(self, area: Area) -> None:
+        if area.read_only:
+            raise error(errno.EROFS)
+        area.changed = True
+
+    def _make(self, parent: Node, name: bytes, caller: Caller, mode: int, make: Callable[[int], None]) -> None:
+        """Make an entry and give it to the caller; it goes again when that fails."""
+        self._changing(parent.area)
+        fd = self.descriptors.of(parent)
+        make(fd)
+        try:
+            self._give(fd, name, caller, mode)
+        except BaseException:
+            (os.rmdir if stat.S_ISDIR(mode) else os.unlink)(name, dir_fd=fd)
+            raise
+
+    @staticmethod
+    def _give(parent: int, name: bytes, caller: Caller, mode: int) -> None:
+        if not _ROOT:
+            return
+        # In a set-gid directory the filesystem has chosen the group already (mkdir(2)).
+        gid = -1 if os.fstat(parent).st_mode & stat.S_ISGID else caller.gid
+        if caller.uid or (gid > 0):
+            os.chown(name, caller.uid, gid, dir_fd=parent, follow_symlinks=False)
+            if mode & (stat.S_ISUID | stat.S_ISGID) and not stat.S_ISLNK(mode):
+                os.chmod(name, stat.S_IMODE(mode), dir_fd=parent)  # chown has cleared them
+
+    def mkdir(self, parent: Node, name: bytes, mode: int, caller: Caller) -> None:
+        """mkdir(2)."""
+        self._make(parent, name, caller, stat.S_IFDIR, lambda fd: os.mkdir(name, mode & 0o7777, dir_fd=fd))
+
+    def mknod(self, parent: Node, name: bytes, mode: int, device: int, caller: Caller) -> None:
+        """mknod(2): files, fifos, sockets, devices."""
+        self._make(parent, name, caller, mode, lambda fd: os.mknod(name, mode, device, dir_fd=fd))
+
+    def symlink(self, parent: Node, name: bytes, target: bytes, caller: Caller) -> None:
+        """symlink(2)."""
+        self._make(parent, name, caller, stat.S_IFLNK, lambda fd: os.symlink(target, name, dir_fd=fd))
+
+    def link(self, node: Node, parent: Node, name: bytes) -> None:
+        """link(2) within an area; EXDEV between two."""
+        if node.area is not parent.area:
+            raise error(errno.EXDEV)
+        self._changing(parent.area)
+        source = magic(self.descriptors.of(node))
+        os.link(source, name, dst_dir_fd=self.descriptors.of(parent), follow_symlinks=True)
+
+    def create(self, parent: Node, name: bytes, mode: int, flags: int, caller: Caller) -> FileHandle:
+        """open(2) with O_CREAT: the file is made, or opened when another was faster."""
+        made = False
+
+        def make(fd: int) -> None:
+            nonlocal made
+            self._handle_fd = os.open(name, _flags(flags) | os.O_CREAT | os.O_EXCL, stat.S_IMODE(mode), dir_fd=fd)
+            made = True
+
+        try:
+            self._make(parent, name, caller, mode, make)
+        except FileExistsError:
+            if flags & os.O_EXCL:
+                raise
+            node, _ = self.lookup(parent, name)
+            return self.open(node, flags)
+        except BaseException:
+            if made:
+                os.close(self._handle_fd)
+            raise
+        fd = self._handle_fd
+        node = self.table.remember(parent, name, os.fstat(fd))
+        return self._opened(FileHandle(fd, node, _writing(flags)))
+
+    _handle_fd = -1
+
+    # Removing and moving.
+
+    def unlink(self, parent: Node, name: bytes) -> None:
+        """unlink(2)."""
+        self._remove(parent, name, os.unlink)
+
+    def rmdir(self, parent: Node, name: bytes) -> None:
+        """rmdir(2)."""
+        self._remove(parent, name, os.rmdir)
+
+    def _remove(self, parent: Node, name: bytes, remove: Callable[..., None]) -> None:
+        self._changing(parent.area)
+        fd = self.descriptors.of(parent)
+        node = self._losing(parent, name, fd)
+        remove(name, dir_fd=fd)
+        if node is not None:
+            self.table.unnamed(node, parent, name)
+
+    def _losing(self, parent: Node, name: bytes, fd: int) -> Node | None:
+        """The node of a name that is about to go. It keeps its descriptor: it may be open, or have other names."""
+        try:
+            st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        node = self.table.known(parent, st.st_ino)
+        if node is not None and node.lookups:
+            if node.fd < 0 and node.name != name:
+                return node  # it is found by another name
+            self.table.pin(node)
+        return node
+
+    def rename(self, old_parent: Node, old: bytes, new_parent: Node, new: bytes, flags: int) -> None:
+        """renameat2(2) within an area; EXDEV between two."""
+        if old_parent.area is not new_parent.area:
+            raise error(errno.EXDEV)
+        if flags & ~(syscalls.RENAME_NOREPLACE | syscalls.RENAME_EXCHANGE):
+            raise error(errno.EINVAL)
+        self._changing(old_parent.area)
+        new_fd = os.dup(self.descriptors.of(new_parent))
+        try:
+            old_fd = self.descriptors.of(old_parent)
+            moved = self._known(old_parent, old, old_fd)
+            if flags & syscalls.RENAME_EXCHANGE:
+                other = self._known(new_parent, new, new_fd)
+            else:
+                other = self._losing(new_parent, new, new_fd)
+                old_fd = self.descriptors.of(old_parent)
+            if flags:
+                syscalls.renameat2(old_fd, old, new_fd, new, flags)
+            else:
+                os.rename(old, new, src_dir_fd=old_fd, dst_dir_fd=new_fd)
+        finally:
+            os.close(new_fd)
+        if moved is other and moved is not None:
+            return  # two names of one file: rename(2) does nothing
+        if other is not None:
+            if flags & syscalls.RENAME_EXCHANGE:
+                self.table.moved(other, (new_parent, new), (old_parent, old))
+            else:
+                self.table.unnamed(other, new_parent, new)
+        if moved is not None:
+            self.table.moved(moved, (old_parent, old), (new_parent, new))
+
+    def _known(self, parent: Node, name: bytes, fd: int) -> Node | None:
+        try:
+            return self.table.known(parent, os.stat(name, dir_fd=fd, follow_symlinks=False).st_ino)
+        except FileNotFoundError:
+            return None
+
+    # Attributes.
+
+    def chmod(self, node: Node, mode: int) -> None:
+        """chmod(2)."""
+        self._changing(node.area)
+        os.chmod(magic(self.descriptors.of(node)), stat.S_IMODE(mode))
+
+    def chown(self, node: Node, uid: int, gid: int) -> None:
+        """chown(2), of a link itself; -1 leaves as it is."""
+        self._changing(node.area)
+        syscalls.fchownat(self.descriptors.of(node), uid, gid)
+
+    def truncate(self, node: Node, size: int, handle: FileHandle | None) -> None:
+        """truncate(2), or ftruncate(2) by a handle."""
+        self._changing(node.area)
+        if handle is not None:
+            os.ftruncate(handle.fd, size)
+        else:
+            os.truncate(magic(self.descriptors.of(node)), size)
+
+    def utime(self, node: Node, atime: int, mtime: int) -> None:
+        """utimensat(2) of a file, or of a link itself, in ns."""
+        self._changing(node.area)
+        if node.kind == stat.S_IFLNK and node.parent is not None and node.name is not None:
+            parent = self.descriptors.of(node.parent)
+            os.utime(node.name, ns=(atime, mtime), dir_fd=parent, follow_symlinks=False)
+        else:
+            os.utime(magic(self.descriptors.of(node)), ns=(atime, mtime))
+
+    # Extended attributes.
+
+    def getxattr(self, node: Node, name: bytes) -> bytes:
+        """getxattr(2)."""
+        return os.getxattr(self._xattr_path(node), name)
+
+    def listxattr(self, node: Node) -> list[bytes]:
+        """listxattr(2)."""
+        return [os.fsencode(each) for each in os.listxattr(self._xattr_path(node))]
+
+    def setxattr(self, node: Node, name: bytes, value: bytes) -> None:
+        """setxattr(2)."""
+        self._changing(node.area)
+        os.setxattr(self._xattr_path(node), name, value)
+
+    def removexattr(self, node: Node, name: bytes) -> None:
+        """removexattr(2)."""
+        self._changing(node.area)
+        os.removexattr(self._xattr_path(node), name)
+
+    def _xattr_path(self, node: Node) -> str:
+        if node.kind == stat.S_IFLNK:
+            raise error(errno.EOPNOTSUPP)
+        return magic(self.descriptors.of(node))
+
+    # Open files.
+
+    def open(self, node: Node, flags: int) -> FileHandle:
+        """open(2). The writeback cache reads what it writes into, so a file open for writing can be read, too."""
+        writing = _writing(flags)
+        if writing or flags & os.O_TRUNC:
+            if node.area.read_only:
+                raise error(errno.EROFS)
+            if flags & os.O_TRUNC:
+                node.area.changed = True
+        path = magic(self.descriptors.of(node))
+        try:
+            fd = os.open(path, _flags(flags))
+        except PermissionError:
+            fd = os.open(path, _flags(flags, readable=False))
+        return self._opened(FileHandle(fd, node, writing))
+
+    def _opened(self, handle: FileHandle) -> FileHandle:
+        self.handles[handle.fd] = handle
+        handle.node.opens += 1
+        handle.node.area.opened(handle.writing)
+        return handle
+
+    def file(self, number: int) -> FileHandle:
+        """The open file of that number."""
+        handle = self.handles[number]
+        assert isinstance(handle, FileHandle)
+        return handle
+
+    async def read(self, handle: FileHandle, offset: int, size: int) -> bytes:
+        """pread(2)."""
+        return await self.workers.run(lambda: os.pread(handle.fd, size, offset))
+
+    async def write(self, handle: FileHandle, offset: int, data: bytes) -> int:
+        """pwrite(2), all of it unless an error comes in between."""
+        handle.node.area.changed = True
+        return await self.workers.run(lambda: os.pwrite(handle.fd, data, offset))
+
+    async def fsync(self, number: int, data_only: bool) -> None:
+        """fsync(2), fdatasync(2)."""
+        fd = self.handles[number].fd
+        await self.workers.run(lambda: os.fdatasync(fd) if data_only else os.fsync(fd))
+
+    def close(self, number: int) -> None:
+        """close(2)."""
+        handle = self.handles.pop(number)
+        os.close(handle.fd)
+        area = handle.node.area
+        self.table.closed(handle.node)
+        area.closed(isinstance(handle, FileHandle) and handle.writing)
+
+    # Open directories.
+
+    def opendir(self, node: Node) -> DirectoryHandle:
+        """opendir(3)."""
+        fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.descriptors.of(node))
+        handle = DirectoryHandle(fd, node)
+        self.handles[fd] = handle
+        node.opens += 1
+        node.area.opened(False)
+        return handle
+
+    async def read_names(self, handle: DirectoryHandle) -> None:
+        """Read a directory from its start."""
+        handle.names = [os.fsencode(name) for name in await self.workers.run(lambda: os.listdir(handle.fd))]
+
+
+def _writing(flags: int) -> bool:
+    return bool(flags & os.O_ACCMODE)
+
+
+def _flags(flags: int, readable: bool = True) -> int:
+    """What to open with: the kernel appends by itself, and makes links and files as it was told."""
+    kept = flags & (os.O_TRUNC | os.O_SYNC | os.O_DSYNC)
+    access = flags & os.O_ACCMODE
+    if access == os.O_WRONLY and readable:
+        access = os.O_RDWR
+    return kept | access | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK

@@ -1,0 +1,87 @@
+"""What is said to pyfuse3: attributes, and exceptions as errno."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import stat
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
+
+import pyfuse3
+
+from zfsfs.errors import ZfsfsError
+
+log = logging.getLogger(__name__)
+
+#: Seconds for which the kernel may keep what only we can change: for ever, as the protocol goes.
+FOREVER = 365 * 86400.0
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def attributes(ino: int, st: os.stat_result) -> pyfuse3.EntryAttributes:
+    """A file's attributes under our own inode number."""
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = ino
+    entry.entry_timeout = FOREVER
+    entry.attr_timeout = FOREVER
+    entry.st_mode = st.st_mode
+    entry.st_nlink = st.st_nlink
+    entry.st_uid = st.st_uid
+    entry.st_gid = st.st_gid
+    entry.st_rdev = st.st_rdev
+    entry.st_size = st.st_size
+    entry.st_blksize = st.st_blksize
+    entry.st_blocks = st.st_blocks
+    entry.st_atime_ns = st.st_atime_ns
+    entry.st_mtime_ns = st.st_mtime_ns
+    entry.st_ctime_ns = st.st_ctime_ns
+    return entry
+
+
+def own_attributes(ino: int, mode: int, born: int, size: int = 0) -> pyfuse3.EntryAttributes:
+    """The attributes of a directory or file of the tree's own, which never change."""
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = ino
+    entry.entry_timeout = FOREVER
+    entry.attr_timeout = FOREVER if stat.S_ISDIR(mode) else 0.0
+    entry.st_mode = mode
+    entry.st_nlink = 2 if stat.S_ISDIR(mode) else 1
+    entry.st_uid = os.geteuid()
+    entry.st_gid = os.getegid()
+    entry.st_size = size
+    entry.st_blksize = 4096
+    entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = born
+    return entry
+
+
+def absent() -> pyfuse3.EntryAttributes:
+    """The answer to a lookup that the kernel may remember: there is nothing of that name."""
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = 0
+    entry.entry_timeout = FOREVER
+    return entry
+
+
+def answered(handler: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Turn what a handler raises into the errno that the caller gets; what nobody expected is EIO, and loud."""
+
+    @functools.wraps(handler)
+    async def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await handler(*args, **kwargs)
+        except OSError as error:
+            raise pyfuse3.FUSEError(error.errno or 5) from None
+        except ZfsfsError as error:
+            log.info("%s: %s", handler.__name__, error)
+            raise pyfuse3.FUSEError(error.errno) from None
+        except pyfuse3.FUSEError:
+            raise
+        except Exception:
+            log.exception("%s failed in a way that nobody expected", handler.__name__)
+            raise pyfuse3.FUSEError(5) from None
+
+    return wrapper

@@ -1,0 +1,267 @@
+"""Sessions of caches, as the tree sees them: opened by the first use, closed when nothing holds them any more.
+
+Guarantees
+- What an idle area shows is the published version; an open one shows its own clone to its end.
+- Opening, closing and switching of one cache's areas are ordered by its lock.
+- Kernel caches are told after the lock was given up: the kernel may wait for a request that waits for the lock.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from zfsfs.driver import Driver, View
+from zfsfs.errors import Busy, Missing, ZfsfsError
+from zfsfs.fs.area import Area
+from zfsfs.fs.nodes import NodeTable, stale
+from zfsfs.fs.passthrough import error
+from zfsfs.fs.places import CachePlace, SharedCache
+from zfsfs.names import CacheName, SessionName
+from zfsfs.store import Outcome, Store
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two looks at who still holds a session without an open file.
+HOLDER_PAUSE = 0.25
+#: Seconds that a handle may take to be released after close(2) returned.
+DRAIN = 1.0
+#: Seconds before a session is closed again that could not be (a full pool).
+RETRY = 5.0
+
+
+class Sessions:
+    """All caches' areas. `scan` tells who holds an area without an open handle; `tell` makes the kernel forget
+    an area's names and the attributes of inodes."""
+
+    def __init__(
+        self,
+        store: Store,
+        table: NodeTable,
+        linger: float,
+        scan: Callable[[Area], Awaitable[list[str]]],
+        tell: Callable[[bytes, list[int]], Awaitable[None]],
+    ) -> None:
+        self._store = store
+        self._driver: Driver = store.driver
+        self._table = table
+        self._linger = linger
+        self._scan = scan
+        self._tell = tell
+        self._shared: dict[CacheName, SharedCache] = {}
+        self.nursery: trio.Nursery
+        self.open_areas: set[Area] = set()
+
+    def area(self, name: SessionName) -> Area:
+        """The area of a path under caches/. Raises Missing when there is no such cache."""
+        if self._store.caches.get(name.cache) is None:
+            raise Missing(f"there is no cache {name.cache}")
+        shared = self._shared.get(name.cache)
+        if shared is None:
+            shared = self._shared[name.cache] = SharedCache(name.cache)
+        area = shared.areas.get(bytes(name))
+        if area is None:
+            area = shared.areas[bytes(name)] = Area(self._table, CachePlace(name, shared))
+            area.on_forgotten = self._forgotten
+        return area
+
+    def _forgotten(self, area: Area) -> None:
+        place = _place(area)
+        if place.cache.areas.get(bytes(place.name)) is area:
+            del place.cache.areas[bytes(place.name)]
+
+    # Showing.
+
+    async def ready(self, area: Area) -> None:
+        """See to it that the area shows something. Raises ESTALE when its cache is gone."""
+        place = _place(area)
+        async with place.cache.lock:
+            if area.view is None:
+                if place.discarded:
+                    raise stale()
+                area.attach_anew(await self._published(place.cache))
+
+    async def _published(self, shared: SharedCache) -> View:
+        if shared.view is None:
+            info = self._store.caches.get(shared.name)
+            if info is None:
+                raise stale()
+            dataset = info.dataset
+            shared.view = await trio.to_thread.run_sync(lambda: self._driver.view(dataset, writable=False))
+        return shared.view
+
+    async def begin(self, area: Area) -> None:
+        """Open a session, unless it is open: something is about to be opened or changed in it."""
+        place = _place(area)
+        if place.discarded:
+            if area.view is None:
+                raise stale()
+            return
+        async with place.cache.lock:
+            if place.session is None:
+                await self._open(area, place)
+
+    async def _open(self, area: Area, place: CachePlace) -> None:
+        session = await self._store.caches.open(place.name.cache, place.name.label)
+        try:
+            with trio.CancelScope(shield=True):
+                view = await trio.to_thread.run_sync(lambda: self._driver.view(session.dataset, writable=True))
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self._store.caches.discard(session)
+            raise
+        if self._driver.stable_inodes:
+            area.attach(view)
+        else:
+            area.attach_anew(view)
+        area.changed = False
+        place.session, place.outcome = session, ""
+        self._table.hold(area.root)
+        self.open_areas.add(area)
+        self.nursery.start_soon(self._keep, area)
+
+    # Closing.
+
+    async def _keep(self, area: Area) -> None:
+        """Close the session when its last holder has gone."""
+        place = _place(area)
+        while place.session is not None:
+            await area.until(lambda: not area.opens)
+            if not place.discarded and await self._is_held(area):
+                continue
+            try:
+                await self.close(area)
+            except (ZfsfsError, OSError) as failure:
+                log.warning("session %s can't be closed, it stays open: %s", place.name, failure)
+                self._store.events.append("warning", str(place.name), f"can't be closed yet: {failure}")
+                await trio.sleep(RETRY)
+
+    async def _is_held(self, area: Area) -> bool:
+        """Whether somebody came in the linger time, or holds the area otherwise."""
+        place = _place(area)
+
+        def somebody() -> bool:
+            return area.opens > 0 or place.discarded
+
+        with trio.move_on_after(self._linger):
+            await area.until(somebody)
+            return True
+        place.holders = await self._scan(area)
+        if not place.holders:
+            return area.opens > 0
+        with trio.move_on_after(HOLDER_PAUSE):
+            await area.until(somebody)
+        return True
+
+    async def close(self, area: Area, *, force: bool = False) -> None:
+        """End an open session: published, superseded, unchanged or discarded. With `force` open handles don't
+        count. Does nothing when somebody came meanwhile."""
+        place = _place(area)
+        told: list[tuple[bytes, list[int]]] = []
+        with trio.CancelScope(shield=True):
+            async with place.cache.lock:
+                if place.session is None or (area.opens and not force):
+                    return
+                outcome = await self._end(area, place)
+                place.session, place.outcome, place.holders = None, outcome.value, []
+                self.open_areas.discard(area)
+                if outcome is Outcome.PUBLISHED:
+                    for other in list(place.cache.areas.values()):
+                        if other is not area and _place(other).session is None:
+                            told.append(await self._refresh(other, place.cache))
+                elif not place.discarded:
+                    told.append(await self._refresh(area, place.cache))
+                    if outcome is Outcome.UNCHANGED:
+                        told.pop()
+            self._table.closed(area.root)
+        for name, inodes in told:
+            await self._tell(name, inodes)
+
+    async def _end(self, area: Area, place: CachePlace) -> Outcome:
+        session, shared = place.session, place.cache
+        assert session is not None
+        info = self._store.caches.get(session.cache)
+        wins = area.changed and not place.discarded and info is not None and info.generation == session.generation
+        if not wins:
+            # ZFS destroys nothing that is looked into.
+            view = area.detach()
+            if view is not None:
+                view.close()
+            if place.discarded:
+                return await self._store.caches.discard(session)
+            return await self._store.caches.release(session, changed=area.changed)
+        self._drop_view(shared)
+        outcome = await self._store.caches.release(session, changed=True)
+        shared.view = area.view  # the clone is the cache now, and what looks into it goes on doing so
+        return outcome
+
+    async def _refresh(self, area: Area, shared: SharedCache) -> tuple[bytes, list[int]]:
+        names = area.attach_anew(await self._published(shared))
+        return bytes(_place(area).name), [ino for ino, _ in names]
+
+    def _drop_view(self, shared: SharedCache) -> None:
+        """Stop looking into the published version: it is about to be replaced."""
+        view, shared.view = shared.view, None
+        for area in shared.areas.values():
+            if _place(area).session is None:
+                area.detach()
+        if view is not None:
+            view.close()
+
+    # Ending by name.
+
+    async def discard(self, name: SessionName) -> None:
+        """rmdir of a session's directory: what is in it goes nowhere."""
+        area = self.area(name)
+        place = _place(area)
+        place.discarded = True
+        del place.cache.areas[bytes(name)]
+        area.stir()
+        if place.session is not None:
+            with trio.move_on_after(DRAIN):
+                await area.until(lambda: not area.opens)
+            await self.close(area)
+
+    async def delete(self, name: CacheName) -> None:
+        """rmdir of a cache. Sessions that nobody holds any more don't count. Raises Missing, Busy."""
+        shared = self.area(SessionName(name)).place
+        assert isinstance(shared, CachePlace)
+        cache = shared.cache
+        mine = [each for each in self.open_areas if _place(each).cache is cache]
+        for area in mine:
+            with trio.move_on_after(DRAIN):
+                await area.until(lambda area=area: not area.opens)  # type: ignore[misc]
+            held = [f"{area.opens} open files"] if area.opens else await self._scan(area)
+            if held:
+                raise Busy(f"cache {name} has a session that is held by {', '.join(held)}")
+        for area in mine:
+            _place(area).discarded = True
+            area.stir()
+            await self.close(area)
+        async with cache.lock:
+            self._drop_view(cache)
+            await self._store.caches.delete(name)
+            for area in cache.areas.values():
+                _place(area).discarded = True
+            cache.areas.clear()
+            del self._shared[name]
+
+    async def close_all(self) -> None:
+        """The end: every session is closed as if its holders had gone, and nothing is looked into any more."""
+        for area in list(self.open_areas):
+            try:
+                await self.close(area, force=True)
+            except (ZfsfsError, OSError) as failure:
+                log.error("session %s is lost: %s", _place(area).name, failure)
+        for shared in self._shared.values():
+            self._drop_view(shared)
+
+
+def _place(area: Area) -> CachePlace:
+    place = area.place
+    if not isinstance(place, CachePlace):
+        raise error(errno.EINVAL)
+    return place

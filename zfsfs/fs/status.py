@@ -1,0 +1,137 @@
+"""What is going on, as text: .zfsfs/status.json, .zfsfs/events and .zfsfs/metrics; and user.zfsfs.* of an area."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import trio
+
+from zfsfs.errors import StoreError
+from zfsfs.fs.area import Area
+from zfsfs.fs.places import BuildPlace, CachePlace, ResultPlace
+from zfsfs.fs.tree import Tree
+from zfsfs.names import Dataset, shown
+
+
+def status(tree: Tree) -> dict[str, Any]:
+    """The state of the tree, ready for JSON."""
+    store = tree.store
+    return {
+        "store": store.driver.name,
+        "pid": os.getpid(),
+        "builds": [
+            {
+                "id": str(ident),
+                "base": str(info.base) if info.base else None,
+                "dataset": str(info.dataset),
+                "created": info.created,
+                "open": tree.builds[ident].opens if ident in tree.builds else 0,
+            }
+            for ident, info in store.builds.running().items()
+        ],
+        "results": len(store.builds.results()),
+        "caches": [
+            {"name": str(name), "generation": info.generation, "dataset": str(info.dataset)}
+            for name in store.caches.names()
+            if (info := store.caches.get(name)) is not None
+        ],
+        "sessions": [
+            {
+                "name": str(area.place.name),
+                "dataset": str(area.place.session.dataset),
+                "generation": area.place.session.generation,
+                "opened": area.place.session.opened,
+                "open": area.opens,
+                "changed": area.changed,
+                "holders": area.place.holders,
+            }
+            for area in tree.sessions.open_areas
+            if isinstance(area.place, CachePlace) and area.place.session is not None
+        ],
+        "waiting": [
+            {"dataset": str(dataset), "reason": waiting.reason, "tries": waiting.tries}
+            for dataset, waiting in store.reaper.queue.items()
+        ],
+    }
+
+
+def files(tree: Tree) -> dict[bytes, bytes]:
+    """The contents of the files in .zfsfs."""
+    log = tree.store.events
+    now = status(tree)
+    metrics = [f'zfsfs_events_total{{kind="{kind}"}} {count}' for kind, count in sorted(log.counts.items())]
+    metrics += [f"zfsfs_{name} {len(now[name])}" for name in ("builds", "caches", "sessions", "waiting")]
+    metrics.append(f"zfsfs_results {now['results']}")
+    events = [
+        {"time": each.time, "kind": each.kind, "subject": each.subject, "text": each.text} for each in log.recent
+    ]
+    return {
+        b"status.json": json.dumps(now, indent=1).encode() + b"\n",
+        b"events": b"".join(json.dumps(each).encode() + b"\n" for each in events),
+        b"metrics": "".join(line + "\n" for line in metrics).encode(),
+    }
+
+
+_NAMES = ("id", "base", "state", "generation", "outcome", "created", "dataset", "used", "referenced")
+
+
+def xattr_names(area: Area) -> list[bytes]:
+    """The attributes that an area's root shows on top of the file's own."""
+    mine = {
+        "build": ("id", "base", "state", "created", "dataset", "used", "referenced"),
+        "result": ("id", "base", "state", "created", "dataset", "used", "referenced"),
+        "cache": ("id", "state", "generation", "outcome", "created", "dataset", "used", "referenced"),
+    }[area.place.kind]
+    return [f"user.zfsfs.{name}".encode() for name in _NAMES if name in mine]
+
+
+async def xattr(tree: Tree, area: Area, name: bytes) -> bytes | None:
+    """The value of one of them; None when there is no such attribute."""
+    if name not in xattr_names(area):
+        return None
+    key = name.decode("ascii").rpartition(".")[2]
+    facts, dataset = _facts(tree, area)
+    if key in ("used", "referenced"):
+        try:
+            space = await trio.to_thread.run_sync(tree.store.driver.space, dataset)
+        except StoreError:
+            return b"0"
+        return str(getattr(space, key)).encode()
+    return str(facts.get(key, "")).encode("utf-8", "surrogateescape")
+
+
+def _facts(tree: Tree, area: Area) -> tuple[dict[str, object], Dataset]:
+    place = area.place
+    store = tree.store
+    if isinstance(place, CachePlace):
+        info = store.caches.get(place.name.cache)
+        if info is None:
+            return {}, Dataset("cache")
+        session = place.session
+        dataset = session.dataset if session else info.dataset
+        return {
+            "id": shown(bytes(place.name)),
+            "state": "open" if session else "idle",
+            "generation": session.generation if session else info.generation,
+            "outcome": place.outcome,
+            "created": int(info.created),
+            "dataset": dataset,
+        }, dataset
+    if isinstance(place, BuildPlace):
+        build = store.builds.running().get(place.name.id)
+        found, state = build, "building"
+        ident = place.name.id
+    else:
+        assert isinstance(place, ResultPlace)
+        result = store.builds.result(place.id)
+        ident, state = place.id, "published"
+        if result is None:
+            return {}, Dataset("result")
+        facts = {"id": ident, "base": result.base or "", "state": state}
+        return {**facts, "created": int(result.created), "dataset": result.dataset}, result.dataset
+    if found is None:
+        return {}, Dataset("result")
+    facts = {"id": ident, "base": found.base or "", "state": state}
+    return {**facts, "created": int(found.created), "dataset": found.dataset}, found.dataset

@@ -1,0 +1,252 @@
+"""The tree's own directories: what stands under builds/, results/ and caches/, and what their verbs mean.
+
+One rule: mkdir begins, mv publishes, rmdir discards; a cache publishes itself when its last user closes it.
+Errors are ZfsfsError with the errno that the path answers, or OSError.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from zfsfs.driver import View
+from zfsfs.errors import Busy, Exists, InvalidName, Missing
+from zfsfs.fs.area import Area
+from zfsfs.fs.holders import Holder, holders
+from zfsfs.fs.nodes import NodeTable, stale
+from zfsfs.fs.passthrough import Caller, error
+from zfsfs.fs.places import BuildPlace, CachePlace, ResultPlace
+from zfsfs.fs.sessions import DRAIN, Sessions
+from zfsfs.names import BuildId, BuildName, Dataset, SessionName, Snapshot
+from zfsfs.store import Store
+
+BUILDS, RESULTS, CACHES = b"builds", b"results", b"caches"
+#: The first inode number of what lies in datasets; smaller ones are the tree's own.
+FIRST_INODE = 64
+
+
+class Tree:
+    """See the module. `device` is the mounted tree's st_dev, known once it is mounted."""
+
+    def __init__(self, store: Store, linger: float, tell: Callable[[bytes, list[int]], Awaitable[None]]) -> None:
+        self.store = store
+        self.table = NodeTable(FIRST_INODE)
+        self.builds: dict[BuildId, Area] = {}
+        self._results: dict[BuildId, Area] = {}
+        self.sessions = Sessions(store, self.table, linger, self.holders_of, tell)
+        self.device = -1
+        self._state: View | None = None
+
+    async def start(self) -> None:
+        """What is needed before the first request."""
+        self._state = await trio.to_thread.run_sync(lambda: self.store.driver.view(Dataset("state"), writable=False))
+
+    # Names.
+
+    def names(self, group: bytes) -> list[bytes]:
+        """What a group lists."""
+        if group == BUILDS:
+            return [bytes(_build(area).name) for area in self.builds.values()]
+        if group == RESULTS:
+            return [ident.name for ident in self.store.builds.results()]
+        labelled = [bytes(area.place.name) for area in self.sessions.open_areas if isinstance(area.place, CachePlace)]
+        return [name.name for name in self.store.caches.names()] + [name for name in labelled if b"@" in name]
+
+    def find(self, group: bytes, name: bytes) -> Area:
+        """The area of a name. Raises Missing."""
+        try:
+            if group == BUILDS:
+                build = BuildName.parse(name)
+                area = self.builds.get(build.id)
+                if area is None or _build(area).name != build:
+                    raise Missing(f"{build.id} is not being built")
+                return area
+            if group == RESULTS:
+                return self._result(BuildId(name))
+            return self.sessions.area(SessionName.parse(name))
+        except InvalidName as failure:
+            raise error(errno.ENAMETOOLONG if failure.errno == errno.ENAMETOOLONG else errno.ENOENT) from None
+
+    def _result(self, ident: BuildId) -> Area:
+        if self.store.builds.result(ident) is None:
+            raise Missing(f"there is no result {ident}")
+        area = self._results.get(ident)
+        if area is None:
+            area = self._results[ident] = Area(self.table, ResultPlace(ident))
+            area.read_only = True
+            area.on_forgotten = self._result_forgotten
+        return area
+
+    def _result_forgotten(self, area: Area) -> None:
+        assert isinstance(area.place, ResultPlace)
+        if self._results.get(area.place.id) is area:
+            del self._results[area.place.id]
+        _let_go(area)
+
+    # Access.
+
+    async def ready(self, area: Area) -> None:
+        """See to it that an area shows what it stands for, before something in it is looked at."""
+        if isinstance(area.place, CachePlace):
+            await self.sessions.ready(area)
+        elif isinstance(area.place, ResultPlace):
+            info = self.store.builds.result(area.place.id)
+            if info is None:
+                raise stale()
+            snapshot = Snapshot(info.dataset, "snap")
+            view = await trio.to_thread.run_sync(lambda: self.store.driver.view(snapshot, writable=False))
+            if area.view is not None:
+                view.close()  # another was faster
+            else:
+                area.attach(view)
+        else:
+            raise stale()
+
+    async def begin(self, area: Area) -> None:
+        """Something in an area is about to be opened or changed."""
+        if isinstance(area.place, CachePlace):
+            if area.place.session is None or area.place.discarded:
+                await self.sessions.begin(area)
+        elif area.view is None:
+            await self.ready(area)
+
+    # Verbs.
+
+    async def mkdir(self, group: bytes, name: bytes, mode: int, caller: Caller) -> Area:
+        """Begin a build, or make a cache."""
+        owner = (caller.uid, caller.gid)
+        if group == BUILDS:
+            build = BuildName.parse(name)
+            info = await self.store.builds.start(build, owner, mode)
+            area = Area(self.table, BuildPlace(build, info.created))
+            view = await trio.to_thread.run_sync(lambda: self.store.driver.view(info.dataset, writable=True))
+            area.attach(view)
+            self.table.hold(area.root)
+            self.builds[build.id] = area
+            return area
+        if group == CACHES:
+            session = SessionName.parse(name)
+            if session.label is not None:
+                self.sessions.area(session)  # there is such a cache
+                raise Exists(f"{session} needs no mkdir: any label may be used")
+            await self.store.caches.create(session.cache, owner, mode)
+            return self.sessions.area(session)
+        raise error(errno.EPERM)
+
+    async def rmdir(self, group: bytes, name: bytes) -> None:
+        """Discard a build or session, delete a result or cache."""
+        area = self.find(group, name)
+        if group == BUILDS:
+            await self._discard_build(area)
+        elif group == RESULTS:
+            await self._delete_result(area)
+        else:
+            session = SessionName.parse(name)
+            await (self.sessions.delete(session.cache) if session.label is None else self.sessions.discard(session))
+
+    async def publish(self, old: bytes, new: bytes) -> None:
+        """mv builds/ID[@BASE] results/ID. Raises Missing, Exists, Busy (a file is open for writing), InvalidName
+        (another id), NoSpace."""
+        area = self.find(BUILDS, old)
+        build, target = _build(area), BuildId(new)
+        if build.name.id != target:
+            raise InvalidName(f"build {build.name.id} can only be published as results/{build.name.id}")
+        if self.store.builds.result(target) is not None:
+            raise Exists(f"there is a result {target} already")
+        # RELEASE comes after close(2) has returned.
+        with trio.move_on_after(DRAIN):
+            await area.until(lambda: not area.writers)
+        if area.writers:
+            raise Busy(f"{target} can't be published: {area.writers} files in it are open for writing")
+        area.read_only = True  # before the snapshot: what it holds is what the result shows
+        try:
+            await self.store.builds.publish(target)
+        except BaseException:
+            area.read_only = False
+            raise
+        del self.builds[target]
+        area.place = ResultPlace(target)
+        self._results[target] = area
+        area.on_forgotten = self._result_forgotten
+        self.table.closed(area.root)
+
+    async def _discard_build(self, area: Area) -> None:
+        build = _build(area)
+        with trio.move_on_after(DRAIN):
+            await area.until(lambda: not area.opens)
+        build.discarded = True
+        if not area.opens:
+            _let_go(area)
+        await self.store.builds.discard(build.name.id)
+        self.builds.pop(build.name.id, None)
+        if area.opens:
+            self.sessions.nursery.start_soon(self._end_discarded, area)
+        else:
+            self.table.closed(area.root)
+
+    async def _end_discarded(self, area: Area) -> None:
+        """What is open in a discarded build goes on working, as in a removed directory."""
+        await area.until(lambda: not area.opens)
+        _let_go(area)
+        self.table.closed(area.root)
+        await self.store.reaper.once()
+
+    async def _delete_result(self, area: Area) -> None:
+        assert isinstance(area.place, ResultPlace)
+        ident = area.place.id
+        with trio.move_on_after(DRAIN):
+            await area.until(lambda: not area.opens)
+        if area.opens:
+            raise Busy(f"result {ident} can't be deleted: {area.opens} files in it are open")
+        _let_go(area)
+        await self.store.builds.delete(ident)
+        self._results.pop(ident, None)
+
+    # What is going on.
+
+    async def holders_of(self, area: Area) -> list[str]:
+        """Who holds an area without an open handle."""
+        if self.device < 0:
+            return []
+        found = await trio.to_thread.run_sync(holders, self.device, abandon_on_cancel=True)
+        return [str(each) for each in found if self._is_in(each, area)]
+
+    def _is_in(self, holder: Holder, area: Area) -> bool:
+        if holder.what == "mount":
+            path = area.place.path()
+            return holder.path == path or holder.path.startswith(path + b"/")
+        node = self.table.by_ino.get(holder.ino)
+        return node is not None and node.area is area
+
+    def statvfs(self) -> os.statvfs_result:
+        """The pool's space, or the quota's."""
+        if self._state is None:
+            raise stale()
+        return os.fstatvfs(self._state.fd)
+
+    async def close(self) -> None:
+        """The end: sessions are closed, running builds discarded, nothing is looked into any more."""
+        with trio.CancelScope(shield=True):
+            await self.sessions.close_all()
+            for ident, area in list(self.builds.items()):
+                _let_go(area)
+                await self.store.builds.discard(ident)
+            for area in self._results.values():
+                _let_go(area)
+            await self.store.reaper.once()
+            if self._state is not None:
+                self._state.close()
+
+
+def _build(area: Area) -> BuildPlace:
+    assert isinstance(area.place, BuildPlace)
+    return area.place
+
+
+def _let_go(area: Area) -> None:
+    view = area.detach()
+    if view is not None:
+        view.close()

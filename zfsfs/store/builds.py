@@ -1,0 +1,251 @@
+"""Builds and results.
+
+Guarantees
+- An id is a result from the moment its @snap is there, and the tables say so only after the verb has returned.
+- A result that others are based on is not deleted. What is destroyed goes to cache-tmp first, by one rename: after
+  a crash a result is there whole, or gone.
+
+Checks and table changes are plain code between two awaits, so nothing comes between them; an id that a verb is
+under way for is in `_flying`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import trio
+
+from zfsfs.driver import DatasetInfo, Driver, Listing
+from zfsfs.errors import Busy, Exists, Missing
+from zfsfs.names import BuildId, BuildName, Dataset, Snapshot, result
+from zfsfs.store.check import base_of
+from zfsfs.store.events import EventLog
+from zfsfs.store.layout import SNAP, Numbers, clones_of, foreign, is_junk, junk
+from zfsfs.store.reaper import Reaper
+from zfsfs.store.roots import give_root
+
+
+@dataclass(frozen=True, slots=True)
+class BuildInfo:
+    """A build that runs."""
+
+    id: BuildId
+    base: BuildId | None
+    created: float
+    guid: int
+    dataset: Dataset
+
+
+@dataclass(frozen=True, slots=True)
+class ResultInfo:
+    """A registered result. `guid` is its dataset's and was its build's."""
+
+    id: BuildId
+    base: BuildId | None
+    created: float
+    guid: int
+    dataset: Dataset
+
+
+def _doomed(listing: Listing, dataset: Dataset, running: set[Dataset]) -> list[Dataset]:
+    """A dataset and the clones that go with it, clones first. Raises Busy when one of them has to stay."""
+    found: list[Dataset] = []
+    pending = [listing[dataset]]
+    while pending:
+        info = pending.pop()
+        for each in info.snapshots:
+            if each.holds:
+                raise Busy(f"{each.snapshot} is held by somebody: see 'zfs holds'")
+        clones = clones_of(listing, info.dataset)
+        if sum(each.clones for each in info.snapshots) > len(clones):
+            raise Busy(f"{info.dataset} has a clone outside of the store")
+        for clone in clones:
+            if clone.dataset in running:
+                raise Busy(f"the build {clone.dataset.leaf} is based on {info.dataset.leaf}")
+            if clone.dataset.group == "result" and clone.snapshot(SNAP) is not None:
+                raise Busy(f"the result {clone.dataset.leaf} is based on {info.dataset.leaf}")
+            if clone.dataset.group != "result" and not is_junk(clone.dataset):
+                raise Busy(f"{clone.dataset} is a clone of {info.dataset}")
+            if not is_junk(clone.dataset):
+                pending.append(clone)
+        found.append(info.dataset)
+    return found[::-1]
+
+
+class Builds:
+    """See the module. Reads are plain; what changes something is async."""
+
+    def __init__(self, driver: Driver, events: EventLog, reaper: Reaper, numbers: Numbers) -> None:
+        self._driver = driver
+        self._events = events
+        self._reaper = reaper
+        self._numbers = numbers
+        self._results: dict[BuildId, ResultInfo] = {}
+        self._running: dict[BuildId, BuildInfo] = {}
+        self._flying: dict[BuildId, BuildId | None] = {}  # and the base that must stay meanwhile
+
+    def load(self, listing: Listing) -> None:
+        """Fill the tables."""
+        self._results = {}
+        for info in listing.values():
+            if info.dataset.group == "result" and info.dataset.leaf and info.snapshot(SNAP) is not None:
+                found = self._registered(BuildId(info.dataset.leaf.encode("ascii")), info)
+                self._results[found.id] = found
+
+    @staticmethod
+    def _registered(ident: BuildId, info: DatasetInfo) -> ResultInfo:
+        return ResultInfo(ident, base_of(info), info.created, info.guid, info.dataset)
+
+    def result(self, id: BuildId) -> ResultInfo | None:
+        """A registered result."""
+        return self._results.get(id)
+
+    def results(self) -> list[BuildId]:
+        """All results."""
+        return list(self._results)
+
+    def running(self) -> dict[BuildId, BuildInfo]:
+        """The builds that run."""
+        return dict(self._running)
+
+    @contextmanager
+    def _flight(self, ident: BuildId, base: BuildId | None = None) -> Iterator[None]:
+        self._flying[ident] = base
+        try:
+            # What was begun is brought to its end: half of it would be for recovery.
+            with trio.CancelScope(shield=True):
+                yield
+        finally:
+            del self._flying[ident]
+
+    def _not_flying(self, ident: BuildId) -> None:
+        if ident in self._flying:
+            raise Busy(f"{ident}: something else is being done with it")
+
+    async def start(self, name: BuildName, owner: tuple[int, int], mode: int) -> BuildInfo:
+        """Start a build, from nothing or as a clone of its base; what a crash left of it is cleared first.
+
+        Raises Exists (it is a result, is being built or started), Missing (no such base), Busy (a result is based
+        on what is left over), and what the verbs raise.
+        """
+        ident, base = name.id, name.base
+        if ident in self._results or ident in self._running or ident in self._flying:
+            kind = "a result" if ident in self._results else "being built"
+            raise Exists(f"{ident} is {kind}")
+        if base is not None and (base not in self._results or base in self._flying):
+            raise Missing(f"{base} is no result")
+        dataset = result(ident)
+        with self._flight(ident, base):
+            try:
+                await trio.to_thread.run_sync(self._make, dataset, base)
+            except Exists:
+                # A crash after (1) or (2) below: a dataset without @snap.
+                await self._clear(dataset)
+                await trio.to_thread.run_sync(self._make, dataset, base)
+            # (1) A crash here: a left-over that belongs to root.
+            try:
+                if base is None:
+                    await trio.to_thread.run_sync(give_root, self._driver, dataset, owner, mode)
+                # (2) A crash here and until it is published: a left-over.
+                info = await trio.to_thread.run_sync(self._driver.info, dataset)
+                if info is None:
+                    raise Missing(f"{dataset} is gone")
+            except BaseException:
+                await self._entomb([dataset])
+                raise
+            build = BuildInfo(ident, base, info.created, info.guid, dataset)
+            self._running[ident] = build
+        origin = f" from {base}" if base else ""
+        self._events.append("build-started", str(ident), f"build {ident} is started{origin}", base=str(base or ""))
+        return build
+
+    def _make(self, dataset: Dataset, base: BuildId | None) -> None:
+        if base is None:
+            self._driver.create(dataset)
+        else:
+            self._driver.clone(Snapshot(result(base), SNAP), dataset)
+
+    async def _clear(self, dataset: Dataset) -> None:
+        listing = await trio.to_thread.run_sync(self._driver.list)
+        info = listing.get(dataset)
+        if info is None:
+            return
+        if info.snapshot(SNAP) is not None:
+            raise Exists(f"{dataset.leaf} is a result that somebody else has made")
+        await self._entomb(_doomed(listing, dataset, self._busy_datasets()))
+
+    def _busy_datasets(self) -> set[Dataset]:
+        return {result(each) for each in (*self._running, *self._flying)}
+
+    async def _entomb(self, datasets: list[Dataset]) -> None:
+        """Give datasets up, clones first: each becomes rubbish by one rename, and is destroyed by and by."""
+        for dataset in datasets:
+            # A crash between two of them: what is based on a result is given up and the result is still there.
+            grave = junk(self._numbers.take(), dataset.leaf)
+            await trio.to_thread.run_sync(self._driver.rename, dataset, grave)
+            self._reaper.add(grave, with_foreign=True)
+
+    async def publish(self, id: BuildId) -> ResultInfo:
+        """A build becomes a result. The caller has seen to it that everything is written and nobody writes.
+
+        Raises Missing (it does not run), Busy (something else is done with it), and what the verb raises: the build
+        then goes on.
+        """
+        self._not_flying(id)
+        build = self._running.get(id)
+        if build is None:
+            raise Missing(f"{id} is not being built")
+        with self._flight(id):
+            # One verb: a crash before it leaves a left-over, a crash after it a result.
+            await trio.to_thread.run_sync(self._driver.snapshot, Snapshot(build.dataset, SNAP))
+            found = ResultInfo(id, build.base, build.created, build.guid, build.dataset)
+            del self._running[id]
+            self._results[id] = found
+        self._events.append("published", str(id), f"build {id} is published")
+        return found
+
+    async def discard(self, id: BuildId) -> None:
+        """A build has failed: it is gone, and destroyed as soon as nothing holds it.
+
+        Raises Missing, Busy (something else is done with it), and what the verb raises: the build then goes on.
+        """
+        self._not_flying(id)
+        build = self._running.get(id)
+        if build is None:
+            raise Missing(f"{id} is not being built")
+        with self._flight(id):
+            # One verb: a crash before it leaves a left-over, a crash after it rubbish.
+            await self._entomb([build.dataset])
+            del self._running[id]
+        self._events.append("discarded", str(id), f"build {id} is discarded")
+
+    async def delete(self, id: BuildId) -> None:
+        """Delete a result; unregistered clones of it (a crash's) and foreign snapshots go with it.
+
+        Raises Missing, Busy (a registered result or a running build is based on it, somebody holds a snapshot of it
+        or has a clone of it elsewhere), and what the verbs raise: the result is then still there.
+        """
+        self._not_flying(id)
+        found = self._results.get(id)
+        if found is None:
+            raise Missing(f"{id} is no result")
+        based = [each.id for each in self._results.values() if each.base == id]
+        based += [each.id for each in self._running.values() if each.base == id]
+        based += [each for each, base in self._flying.items() if base == id]
+        if based:
+            raise Busy(f"{id} is the base of {', '.join(sorted(map(str, based)))}")
+        with self._flight(id):
+            running = self._busy_datasets()
+            info = await trio.to_thread.run_sync(self._driver.info, found.dataset)
+            listing: Listing = {} if info is None else {info.dataset: info}
+            if info is not None and any(each.clones for each in info.snapshots):
+                listing = await trio.to_thread.run_sync(self._driver.list)
+            if found.dataset in listing:
+                info = listing[found.dataset]
+                await self._entomb(_doomed(listing, found.dataset, running))
+            del self._results[id]
+        others = foreign(info) if info is not None else []
+        along = f", and its snapshots {', '.join(others)} with it" if others else ""
+        self._events.append("deleted", str(id), f"result {id} is deleted{along}", foreign=others)

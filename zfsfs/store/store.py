@@ -1,0 +1,76 @@
+"""The store: builds, caches, what happened, and what still has to go.
+
+Guarantees: after `start`, the tables are what is stored. Nothing here touches a pool that another process has.
+Assumes: nobody else uses the groups' names meanwhile; snapshots may come and go.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import trio
+
+from zfsfs.driver import Driver
+from zfsfs.store.builds import Builds
+from zfsfs.store.caches import Caches
+from zfsfs.store.events import EventLog
+from zfsfs.store.layout import Numbers, free_number
+from zfsfs.store.reaper import Reaper
+from zfsfs.store.recovery import RecoveryReport, carry_out
+
+
+class Store:
+    """One store. `start` it, keep `run` running, and `close` it whatever happened."""
+
+    def __init__(self, driver: Driver, *, clock: Callable[[], float] = time.time) -> None:
+        self.driver = driver
+        self.events = EventLog(clock)
+        self.reaper = Reaper(driver, self.events)
+        self._numbers = Numbers()
+        self.builds = Builds(driver, self.events, self.reaper, self._numbers)
+        self.caches = Caches(driver, self.events, self.reaper, self._numbers, clock)
+
+    async def start(self) -> RecoveryReport:
+        """Lock the pool, make what is missing, recover, and fill the tables.
+
+        Raises Locked (before anything was touched), Unavailable, and what listing raises.
+        """
+        with trio.CancelScope(shield=True):
+            report = await trio.to_thread.run_sync(self._start)
+        self._numbers.next = free_number(report.listing)
+        self.builds.load(report.listing)
+        self.caches.load(report.listing)
+        for action in report.done:
+            self.events.append("recovered", str(action.cache or ""), action.text)
+        for text in report.warnings:
+            self.events.append("warning", "", text)
+        for dataset, (with_foreign, reason) in report.postponed.items():
+            self.reaper.add(dataset, with_foreign=with_foreign, reason=reason)
+        return report
+
+    def _start(self) -> RecoveryReport:
+        self.driver.lock()
+        self.driver.prepare()
+        return carry_out(self.driver)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Tidy after releases and destroy what is queued, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.caches.run)
+            nursery.start_soon(self.reaper.run)
+            task_status.started()
+
+    async def complete_deletes(self) -> None:
+        """Wait until all that was deleted is destroyed, unless somebody holds it, and its space is free again."""
+        await self.caches.settle()
+        await self.reaper.try_all()
+        delay = 0.01
+        while await trio.to_thread.run_sync(self.driver.freeing):
+            await trio.sleep(delay)
+            delay = min(delay * 2, 1.0)
+
+    async def close(self) -> None:
+        """Let go of the pool; whatever is open or queued is for the next start."""
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(self.driver.close)

@@ -123,8 +123,7 @@ class Reaper:
             while progress:
                 progress = False
                 now = trio.current_time() if due_only else math.inf
-                # What goes last was made first: later entries are more often clones of earlier ones.
-                for entry in reversed(list(self.queue.values())):
+                for entry in list(self.queue.values()):
                     if entry.due <= now and self.queue.get(entry.dataset) is entry and await self._try(entry):
                         progress = True
                         for other in self.queue.values():

@@ -1,13 +1,15 @@
-"""Builds, caches and their recovery, on any driver: the one door to them."""
+"""The store behind the tree: import from here."""
 
 from zfsfs.store.builds import BuildInfo, Builds, ResultInfo
 from zfsfs.store.caches import CacheInfo, Caches, Session
-from zfsfs.store.check import check, left_overs
+from zfsfs.store.check import check, leftovers
 from zfsfs.store.events import Event, EventLog, Outcome
-from zfsfs.store.recovery import plan
+from zfsfs.store.reaper import Waiting
+from zfsfs.store.recovery import Action, RecoveryReport, carry_out, plan, warnings
 from zfsfs.store.store import Store
 
 __all__ = [
+    "Action",
     "BuildInfo",
     "Builds",
     "CacheInfo",
@@ -15,10 +17,14 @@ __all__ = [
     "Event",
     "EventLog",
     "Outcome",
+    "RecoveryReport",
     "ResultInfo",
     "Session",
     "Store",
+    "Waiting",
+    "carry_out",
     "check",
-    "left_overs",
+    "leftovers",
     "plan",
+    "warnings",
 ]

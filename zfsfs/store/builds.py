@@ -1,205 +1,251 @@
-"""Builds and the results that they become.
+"""Builds and results.
 
-Guarantees: the presence of `@snap` is the only record of success. An id is being started, running, published or
-nothing; two callers never work on one id at a time.
+Guarantees
+- An id is a result from the moment its @snap is there, and the tables say so only after the verb has returned.
+- A result that others are based on is not deleted. What is destroyed goes to cache-tmp first, by one rename: after
+  a crash a result is there whole, or gone.
+
+Checks and table changes are plain code between two awaits, so nothing comes between them; an id that a verb is
+under way for is in `_flying`.
 """
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import trio
 
-from zfsfs.driver import DatasetInfo, Driver, Listing, viewing
-from zfsfs.errors import Busy, Exists, InvalidName, Missing, StoreError
+from zfsfs.driver import DatasetInfo, Driver, Listing
+from zfsfs.errors import Busy, Exists, Missing
 from zfsfs.names import BuildId, BuildName, Dataset, Snapshot, result
+from zfsfs.store.check import base_of
 from zfsfs.store.events import EventLog
-from zfsfs.store.layout import SNAP, dependents, foreign, free_number, is_ours, junk
+from zfsfs.store.layout import SNAP, Numbers, clones_of, foreign, is_junk, junk
 from zfsfs.store.reaper import Reaper
-from zfsfs.store.swap import destruction
+from zfsfs.store.roots import give_root
 
 
 @dataclass(frozen=True, slots=True)
 class BuildInfo:
-    """A running build."""
+    """A build that runs."""
 
     id: BuildId
     base: BuildId | None
-    dataset: Dataset
     created: float
+    guid: int
+    dataset: Dataset
 
 
 @dataclass(frozen=True, slots=True)
 class ResultInfo:
-    """A published result."""
+    """A registered result. `guid` is its dataset's and was its build's."""
 
     id: BuildId
     base: BuildId | None
-    dataset: Dataset
     created: float
+    guid: int
+    dataset: Dataset
 
 
-def base_of(info: DatasetInfo) -> BuildId | None:
-    """The result that a dataset is based on."""
-    if info.origin is None or info.origin.dataset.group != "result":
-        return None
-    return BuildId(info.origin.dataset.leaf.encode())
+def _doomed(listing: Listing, dataset: Dataset, running: set[Dataset]) -> list[Dataset]:
+    """A dataset and the clones that go with it, clones first. Raises Busy when one of them has to stay."""
+    found: list[Dataset] = []
+    pending = [listing[dataset]]
+    while pending:
+        info = pending.pop()
+        for each in info.snapshots:
+            if each.holds:
+                raise Busy(f"{each.snapshot} is held by somebody: see 'zfs holds'")
+        clones = clones_of(listing, info.dataset)
+        if sum(each.clones for each in info.snapshots) > len(clones):
+            raise Busy(f"{info.dataset} has a clone outside of the store")
+        for clone in clones:
+            if clone.dataset in running:
+                raise Busy(f"the build {clone.dataset.leaf} is based on {info.dataset.leaf}")
+            if clone.dataset.group == "result" and clone.snapshot(SNAP) is not None:
+                raise Busy(f"the result {clone.dataset.leaf} is based on {info.dataset.leaf}")
+            if clone.dataset.group != "result" and not is_junk(clone.dataset):
+                raise Busy(f"{clone.dataset} is a clone of {info.dataset}")
+            if not is_junk(clone.dataset):
+                pending.append(clone)
+        found.append(info.dataset)
+    return found[::-1]
 
 
 class Builds:
-    """See the module; `load` fills the tables from a listing."""
+    """See the module. Reads are plain; what changes something is async."""
 
-    def __init__(self, driver: Driver, events: EventLog, reaper: Reaper) -> None:
+    def __init__(self, driver: Driver, events: EventLog, reaper: Reaper, numbers: Numbers) -> None:
         self._driver = driver
         self._events = events
         self._reaper = reaper
+        self._numbers = numbers
         self._results: dict[BuildId, ResultInfo] = {}
         self._running: dict[BuildId, BuildInfo] = {}
-        self._claimed: set[BuildId] = set()
+        self._flying: dict[BuildId, BuildId | None] = {}  # and the base that must stay meanwhile
 
     def load(self, listing: Listing) -> None:
-        """Know the results that are there."""
-        for dataset, info in listing.items():
-            if dataset.group == "result" and dataset.leaf and info.snapshot(SNAP):
-                ident = BuildId(dataset.leaf.encode())
-                self._results[ident] = ResultInfo(ident, base_of(info), dataset, info.created)
+        """Fill the tables."""
+        self._results = {}
+        for info in listing.values():
+            if info.dataset.group == "result" and info.dataset.leaf and info.snapshot(SNAP) is not None:
+                found = self._registered(BuildId(info.dataset.leaf.encode("ascii")), info)
+                self._results[found.id] = found
 
-    def result(self, ident: BuildId) -> ResultInfo | None:
-        """A published result."""
-        return self._results.get(ident)
+    @staticmethod
+    def _registered(ident: BuildId, info: DatasetInfo) -> ResultInfo:
+        return ResultInfo(ident, base_of(info), info.created, info.guid, info.dataset)
+
+    def result(self, id: BuildId) -> ResultInfo | None:
+        """A registered result."""
+        return self._results.get(id)
 
     def results(self) -> list[BuildId]:
-        """All of them."""
+        """All results."""
         return list(self._results)
 
     def running(self) -> dict[BuildId, BuildInfo]:
-        """The builds that are going on."""
+        """The builds that run."""
         return dict(self._running)
 
     @contextmanager
-    def _claim(self, ident: BuildId) -> Iterator[None]:
-        if ident in self._claimed:
-            raise Exists(f"{ident} is being worked on")
-        self._claimed.add(ident)
+    def _flight(self, ident: BuildId, base: BuildId | None = None) -> Iterator[None]:
+        self._flying[ident] = base
         try:
-            yield
+            # What was begun is brought to its end: half of it would be for recovery.
+            with trio.CancelScope(shield=True):
+                yield
         finally:
-            self._claimed.discard(ident)
+            del self._flying[ident]
+
+    def _not_flying(self, ident: BuildId) -> None:
+        if ident in self._flying:
+            raise Busy(f"{ident}: something else is being done with it")
 
     async def start(self, name: BuildName, owner: tuple[int, int], mode: int) -> BuildInfo:
-        """Start a build: from nothing, its root owned by `owner` with `mode`; or as a clone of a result.
+        """Start a build, from nothing or as a clone of its base; what a crash left of it is cleared first.
 
-        Raises Exists: the id is a result or is being built; Missing: no such base; Busy: a left-over can't go.
+        Raises Exists (it is a result, is being built or started), Missing (no such base), Busy (a result is based
+        on what is left over), and what the verbs raise.
         """
         ident, base = name.id, name.base
-        if ident in self._results or ident in self._running:
-            raise Exists(f"{ident} is {'a result' if ident in self._results else 'being built'} already")
-        if base is not None and base not in self._results:
-            raise Missing(f"{ident}: there is no result {base} to start from")
+        if ident in self._results or ident in self._running or ident in self._flying:
+            kind = "a result" if ident in self._results else "being built"
+            raise Exists(f"{ident} is {kind}")
+        if base is not None and (base not in self._results or base in self._flying):
+            raise Missing(f"{base} is no result")
         dataset = result(ident)
-        with self._claim(ident), trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(self._make, dataset, base, owner, mode)
-            info = BuildInfo(ident, base, dataset, time.time())
-            self._running[ident] = info
-        self._events.append("build-started", str(ident), f"build {ident}" + (f" from {base}" if base else ""))
-        return info
+        with self._flight(ident, base):
+            try:
+                await trio.to_thread.run_sync(self._make, dataset, base)
+            except Exists:
+                # A crash after (1) or (2) below: a dataset without @snap.
+                await self._clear(dataset)
+                await trio.to_thread.run_sync(self._make, dataset, base)
+            # (1) A crash here: a left-over that belongs to root.
+            try:
+                if base is None:
+                    await trio.to_thread.run_sync(give_root, self._driver, dataset, owner, mode)
+                # (2) A crash here and until it is published: a left-over.
+                info = await trio.to_thread.run_sync(self._driver.info, dataset)
+                if info is None:
+                    raise Missing(f"{dataset} is gone")
+            except BaseException:
+                await self._entomb([dataset])
+                raise
+            build = BuildInfo(ident, base, info.created, info.guid, dataset)
+            self._running[ident] = build
+        origin = f" from {base}" if base else ""
+        self._events.append("build-started", str(ident), f"build {ident} is started{origin}", base=str(base or ""))
+        return build
 
-    def _make(self, dataset: Dataset, base: BuildId | None, owner: tuple[int, int], mode: int) -> None:
-        left_over = self._driver.info(dataset)
-        if left_over is not None:
-            self._destroy(dataset)
-        if base is not None:
+    def _make(self, dataset: Dataset, base: BuildId | None) -> None:
+        if base is None:
+            self._driver.create(dataset)
+        else:
             self._driver.clone(Snapshot(result(base), SNAP), dataset)
-            return
-        self._driver.create(dataset)
-        try:
-            give(self._driver, dataset, owner, mode)
-        except BaseException:
-            self._driver.destroy(dataset)
-            raise
 
-    def _destroy(self, dataset: Dataset) -> None:
-        """Destroy a build or result with its snapshots; clones that are no results and not running go with it."""
-        listing = self._driver.list()
-        running = {each.dataset for each in self._running.values()}
-        for clone in dependents(listing, dataset):
-            if clone.dataset in running or clone.snapshot(SNAP) is not None or clone.dataset.group != "result":
-                raise Busy(f"{dataset} can't go: {clone.dataset} is based on it")
-        for clone in dependents(listing, dataset):
-            self._driver.batch(destruction(clone))
-        info = listing[dataset]
-        if held := [each.snapshot for each in info.snapshots if each.holds]:
-            raise Busy(f"{dataset} can't go: {held[0]} has a hold; zfs holds shows it, zfs release lifts it")
-        self._driver.batch(destruction(info))
-
-    async def publish(self, ident: BuildId) -> ResultInfo:
-        """Record success: `@snap`. The caller has seen to it that nothing is written any more.
-
-        Raises Missing: no such build is running; NoSpace.
-        """
-        build = self._running.get(ident)
-        if build is None:
-            raise Missing(f"{ident} is not being built")
-        with self._claim(ident), trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(self._driver.snapshot, Snapshot(build.dataset, SNAP))
-            del self._running[ident]
-            info = self._results[ident] = ResultInfo(ident, build.base, build.dataset, time.time())
-        self._events.append("published", str(ident), f"result {ident} is published")
-        return info
-
-    async def discard(self, ident: BuildId) -> None:
-        """Record failure: nothing. A dataset that is still held is set aside and goes when it can."""
-        build = self._running.get(ident)
-        if build is None:
-            raise Missing(f"{ident} is not being built")
-        with self._claim(ident), trio.CancelScope(shield=True):
-            aside = await trio.to_thread.run_sync(self._discard, build)
-            del self._running[ident]
-        if aside is not None:
-            await self._reaper.destroy(aside)
-        self._events.append("discarded", str(ident), f"build {ident} is discarded")
-
-    def _discard(self, build: BuildInfo) -> Dataset | None:
-        try:
-            info = self._driver.info(build.dataset)
-            if info is not None and not foreign(info):
-                self._driver.batch(destruction(info))
-                return None
-        except Busy:
-            pass
-        except Missing:
-            return None
-        try:
-            aside = junk(free_number(self._driver.list()), build.id)
-            self._driver.rename(build.dataset, aside)
-        except (StoreError, InvalidName):
-            return build.dataset  # where it is, it is no result either
-        return aside
-
-    async def delete(self, ident: BuildId) -> None:
-        """Delete a result. Snapshots that others made of it go with it, and an event says so.
-
-        Raises Missing; Busy: a result or running build is based on it, or a snapshot of it is held.
-        """
-        info = self._results.get(ident)
+    async def _clear(self, dataset: Dataset) -> None:
+        listing = await trio.to_thread.run_sync(self._driver.list)
+        info = listing.get(dataset)
         if info is None:
-            raise Missing(f"there is no result {ident}")
-        with self._claim(ident), trio.CancelScope(shield=True):
-            before = await trio.to_thread.run_sync(self._driver.info, info.dataset)
-            await trio.to_thread.run_sync(self._destroy, info.dataset)
-            del self._results[ident]
-        others = [str(each.snapshot) for each in (before.snapshots if before else ()) if not is_ours(each.snapshot)]
-        with_them = f", and with it {', '.join(others)}" if others else ""
-        self._events.append("deleted", str(ident), f"result {ident} is deleted{with_them}")
+            return
+        if info.snapshot(SNAP) is not None:
+            raise Exists(f"{dataset.leaf} is a result that somebody else has made")
+        await self._entomb(_doomed(listing, dataset, self._busy_datasets()))
 
+    def _busy_datasets(self) -> set[Dataset]:
+        return {result(each) for each in (*self._running, *self._flying)}
 
-def give(driver: Driver, dataset: Dataset, owner: tuple[int, int], mode: int) -> None:
-    """Make a new dataset's root somebody's. An unprivileged daemon can only make things for itself."""
-    with viewing(driver, dataset, writable=True) as fd:
-        if os.geteuid() == 0:
-            os.fchown(fd, *owner)
-        os.fchmod(fd, mode)
+    async def _entomb(self, datasets: list[Dataset]) -> None:
+        """Give datasets up, clones first: each becomes rubbish by one rename, and is destroyed by and by."""
+        for dataset in datasets:
+            # A crash between two of them: what is based on a result is given up and the result is still there.
+            grave = junk(self._numbers.take(), dataset.leaf)
+            await trio.to_thread.run_sync(self._driver.rename, dataset, grave)
+            self._reaper.add(grave, with_foreign=True)
+
+    async def publish(self, id: BuildId) -> ResultInfo:
+        """A build becomes a result. The caller has seen to it that everything is written and nobody writes.
+
+        Raises Missing (it does not run), Busy (something else is done with it), and what the verb raises: the build
+        then goes on.
+        """
+        self._not_flying(id)
+        build = self._running.get(id)
+        if build is None:
+            raise Missing(f"{id} is not being built")
+        with self._flight(id):
+            # One verb: a crash before it leaves a left-over, a crash after it a result.
+            await trio.to_thread.run_sync(self._driver.snapshot, Snapshot(build.dataset, SNAP))
+            found = ResultInfo(id, build.base, build.created, build.guid, build.dataset)
+            del self._running[id]
+            self._results[id] = found
+        self._events.append("published", str(id), f"build {id} is published")
+        return found
+
+    async def discard(self, id: BuildId) -> None:
+        """A build has failed: it is gone, and destroyed as soon as nothing holds it.
+
+        Raises Missing, Busy (something else is done with it), and what the verb raises: the build then goes on.
+        """
+        self._not_flying(id)
+        build = self._running.get(id)
+        if build is None:
+            raise Missing(f"{id} is not being built")
+        with self._flight(id):
+            # One verb: a crash before it leaves a left-over, a crash after it rubbish.
+            await self._entomb([build.dataset])
+            del self._running[id]
+        self._events.append("discarded", str(id), f"build {id} is discarded")
+
+    async def delete(self, id: BuildId) -> None:
+        """Delete a result; unregistered clones of it (a crash's) and foreign snapshots go with it.
+
+        Raises Missing, Busy (a registered result or a running build is based on it, somebody holds a snapshot of it
+        or has a clone of it elsewhere), and what the verbs raise: the result is then still there.
+        """
+        self._not_flying(id)
+        found = self._results.get(id)
+        if found is None:
+            raise Missing(f"{id} is no result")
+        based = [each.id for each in self._results.values() if each.base == id]
+        based += [each.id for each in self._running.values() if each.base == id]
+        based += [each for each, base in self._flying.items() if base == id]
+        if based:
+            raise Busy(f"{id} is the base of {', '.join(sorted(map(str, based)))}")
+        with self._flight(id):
+            running = self._busy_datasets()
+            info = await trio.to_thread.run_sync(self._driver.info, found.dataset)
+            listing: Listing = {} if info is None else {info.dataset: info}
+            if info is not None and any(each.clones for each in info.snapshots):
+                listing = await trio.to_thread.run_sync(self._driver.list)
+            if found.dataset in listing:
+                info = listing[found.dataset]
+                await self._entomb(_doomed(listing, found.dataset, running))
+            del self._results[id]
+        others = foreign(info) if info is not None else []
+        along = f", and its snapshots {', '.join(others)} with it" if others else ""
+        self._events.append("deleted", str(id), f"result {id} is deleted{along}", foreign=others)

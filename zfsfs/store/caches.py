@@ -1,33 +1,46 @@
-"""Caches: published versions, and sessions on clones of them.
+"""Caches and their sessions.
 
-Guarantees: for each cache one lock orders opening and releasing. A session keeps its own contents to its end. The
-first of the sessions on one version to be released with changes is published, the others are superseded.
+Guarantees
+- A cache appears and disappears by one rename. Its version changes by the release swap (see `swap`).
+- A session is a clone of one version and keeps its own contents to its end. The first to be released wins.
+- Each cache has a lock: no clone is taken and nothing is deleted within a swap. Throwing a session away needs none.
+
+After the last rename of a swap the release is over for who asked for it; the rest (`Swap.tidy`) is done by the
+background task or by the next who needs the cache, whichever comes first.
 """
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
 
 from zfsfs.driver import Driver, Listing
-from zfsfs.errors import Busy, Exists, Missing, StoreError
+from zfsfs.errors import Busy, Exists, Missing, ZfsfsError
 from zfsfs.names import CacheName, Dataset, Snapshot, cache, cache_of, cache_tmp, shown
-from zfsfs.store.builds import give
 from zfsfs.store.events import EventLog, Outcome
-from zfsfs.store.layout import SNAP, foreign, free_number, generation
+from zfsfs.store.layout import NEXT, SNAP, Numbers, foreign, generation, junk
 from zfsfs.store.reaper import Reaper
-from zfsfs.store.swap import decide, destruction, exchange, finish
+from zfsfs.store.roots import give_root
+from zfsfs.store.swap import Swap
 
-#: Longer than any number that a dataset in cache-tmp gets: a cache must have room for its sessions' names.
-_LARGEST = 10**9
+
+@dataclass(frozen=True, slots=True)
+class CacheInfo:
+    """A cache: how often it was published, when it was made, and how many sessions are open."""
+
+    name: CacheName
+    generation: int
+    created: float
+    sessions: int
+    dataset: Dataset
 
 
 @dataclass(eq=False, slots=True)
 class Session:
-    """An open session: `dataset` is its clone, the cache's own dataset once it was published. `generation` is the
-    version that it was cloned from."""
+    """A private copy of a cache. `generation` is the version that it was cloned from; `dataset` is its clone and,
+    when its release was published, the cache's own dataset."""
 
     cache: CacheName
     label: bytes | None
@@ -35,172 +48,236 @@ class Session:
     generation: int
     opened: float
 
+    def __str__(self) -> str:
+        return str(self.cache) if self.label is None else shown(self.cache.name + b"@" + self.label)
+
 
 @dataclass(eq=False, slots=True)
-class CacheInfo:
-    """A cache. `sessions` are the open ones."""
-
+class _Entry:
     name: CacheName
-    dataset: Dataset
     generation: int
     created: float
-    sessions: list[Session] = field(default_factory=list)
     lock: trio.Lock = field(default_factory=trio.Lock)
+    sessions: set[Session] = field(default_factory=set)
+    swap: tuple[Swap, Session] | None = None  # decided, and not yet tidied
 
 
 class Caches:
-    """See the module; `load` fills the table from a listing."""
+    """See the module. Reads are plain; what changes something is async."""
 
-    def __init__(self, driver: Driver, events: EventLog, reaper: Reaper) -> None:
+    def __init__(
+        self, driver: Driver, events: EventLog, reaper: Reaper, numbers: Numbers, clock: Callable[[], float]
+    ) -> None:
         self._driver = driver
         self._events = events
         self._reaper = reaper
-        self._caches: dict[CacheName, CacheInfo] = {}
-        self._next = 1
-        self._making: set[CacheName] = set()
+        self._numbers = numbers
+        self._clock = clock
+        self._entries: dict[CacheName, _Entry] = {}
+        self._creating: set[CacheName] = set()
+        self._untidy = trio.Event()
 
     def load(self, listing: Listing) -> None:
-        """Know the caches that are there. Numbers of cache-tmp go on behind the largest."""
-        self._next = free_number(listing)
-        for dataset, info in listing.items():
-            if dataset.group == "cache" and (name := cache_of(dataset)) is not None and info.snapshot(SNAP):
-                self._caches[name] = CacheInfo(name, dataset, generation(info), info.created)
+        """Fill the tables. A cache that recovery could not repair is not in them."""
+        self._entries = {}
+        for info in listing.values():
+            name = cache_of(info.dataset) if info.dataset.group == "cache" and info.dataset.leaf else None
+            if name is not None and info.snapshot(SNAP) is not None and info.snapshot(NEXT) is None:
+                self._entries[name] = _Entry(name, generation(info), info.created)
 
     def names(self) -> list[CacheName]:
         """All caches."""
-        return list(self._caches)
+        return list(self._entries)
 
     def get(self, name: CacheName) -> CacheInfo | None:
-        """One of them."""
-        return self._caches.get(name)
+        """A cache."""
+        entry = self._entries.get(name)
+        if entry is None:
+            return None
+        return CacheInfo(name, entry.generation, entry.created, len(entry.sessions), cache(name))
 
-    def _need(self, name: CacheName) -> CacheInfo:
-        info = self._caches.get(name)
-        if info is None:
+    def sessions(self) -> list[Session]:
+        """The sessions that are open."""
+        return [each for entry in self._entries.values() for each in entry.sessions]
+
+    def _entry(self, name: CacheName) -> _Entry:
+        entry = self._entries.get(name)
+        if entry is None:
             raise Missing(f"there is no cache {name}")
-        return info
-
-    def _temporary(self, name: CacheName) -> Dataset:
-        number, self._next = self._next, self._next + 1
-        return cache_tmp(number, name)
+        return entry
 
     async def create(self, name: CacheName, owner: tuple[int, int], mode: int) -> CacheInfo:
-        """An empty cache, its root owned by `owner` with `mode`. Raises Exists, NoSpace, InvalidName (too long)."""
-        if name in self._caches or name in self._making:
-            raise Exists(f"cache {name} exists already")
-        self._making.add(name)
+        """Make an empty cache. Raises Exists, InvalidName (too long for ZFS), and what the verbs raise."""
+        if name in self._entries or name in self._creating:
+            raise Exists(f"the cache {name} exists")
+        made = junk(self._numbers.take(), name.escaped())
+        self._creating.add(name)
         try:
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(self._create, name, owner, mode)
-            info = self._caches[name] = CacheInfo(name, cache(name), 0, time.time())
+                try:
+                    await trio.to_thread.run_sync(self._make, name, made, owner, mode)
+                except BaseException:
+                    self._reaper.add(made, with_foreign=True)
+                    raise
+                # It exists from here on, whatever we still learn about it.
+                info = await trio.to_thread.run_sync(self._driver.info, cache(name))
+                self._entries[name] = _Entry(name, 0, info.created if info else self._clock())
         finally:
-            self._making.discard(name)
+            self._creating.discard(name)
         self._events.append("cache-created", str(name), f"cache {name} is created")
-        return info
+        return CacheInfo(name, 0, self._entries[name].created, 0, cache(name))
 
-    def _create(self, name: CacheName, owner: tuple[int, int], mode: int) -> None:
-        self._driver.info(cache_tmp(_LARGEST, name))  # only to see whether that name has room
-        dataset = cache(name)
-        # 1: no dataset.  2: an empty one without @snap, which recovery gives it: mkdir had been asked for.
-        self._driver.create(dataset)
-        try:
-            give(self._driver, dataset, owner, mode)
-            self._driver.snapshot(Snapshot(dataset, SNAP))
-        except StoreError:
-            self._driver.destroy(dataset)
-            raise
+    def _make(self, name: CacheName, made: Dataset, owner: tuple[int, int], mode: int) -> None:
+        self._driver.info(cache_tmp(10**6, name))  # raises InvalidName where a session's name would be too long
+        self._driver.create(made)
+        # (1) A crash here: rubbish.
+        give_root(self._driver, made, owner, mode)
+        # (2) A crash here: rubbish.
+        self._driver.snapshot(Snapshot(made, SNAP))
+        # (3) A crash here: rubbish.
+        self._driver.rename(made, cache(name))
+        # (4) A crash here: a cache.
 
     async def open(self, name: CacheName, label: bytes | None) -> Session:
-        """Clone the newest version for a session. Raises Missing, NoSpace."""
-        info = self._need(name)
-        with trio.CancelScope(shield=True):
-            async with info.lock:
-                if self._caches.get(name) is not info:
-                    raise Missing(f"there is no cache {name}")
-                dataset = self._temporary(name)
-                origin = Snapshot(info.dataset, SNAP)
-                await trio.to_thread.run_sync(self._driver.clone, origin, dataset)
-                session = Session(name, label, dataset, info.generation, time.time())
-                info.sessions.append(session)
-        self._events.append("opened", self._called(session), f"a session of version {session.generation}")
+        """A private copy of the newest version. Raises Missing, and what the verb raises."""
+        async with self._entry(name).lock:
+            entry = self._entry(name)  # it may have been deleted while we waited
+            with trio.CancelScope(shield=True):
+                await self._settle(entry)
+                dataset = cache_tmp(self._numbers.take(), name)
+                # One verb: after a crash the clone is there without a decision, and is destroyed.
+                await trio.to_thread.run_sync(self._driver.clone, Snapshot(cache(name), SNAP), dataset)
+                session = Session(name, label, dataset, entry.generation, self._clock())
+                entry.sessions.add(session)
+        self._events.append("opened", str(session), f"{session} is opened", generation=session.generation)
         return session
 
-    @staticmethod
-    def _called(session: Session) -> str:
-        return shown(session.cache.name if session.label is None else session.cache.name + b"@" + session.label)
-
     async def release(self, session: Session, *, changed: bool) -> Outcome:
-        """End a session whose users have gone. Views of the published version must be closed before; the session's
-        own may stay open if it is going to win. `session.dataset` then is the cache's.
+        """Close a session: PUBLISHED when it is the first since its version, else SUPERSEDED; UNCHANGED without
+        `changed`. The caller has seen to it that everything is written and nobody writes.
 
-        Raises NoSpace and what else the verbs raise; the session is still open then and may be released again.
+        Raises Missing (it is not open) and what the verbs raise, Busy when somebody has mounted a snapshot that has
+        to move: the session is then still open, and can be released again.
         """
-        info = self._need(session.cache)
-        with trio.CancelScope(shield=True):
-            async with info.lock:
-                if not changed:
-                    outcome = Outcome.UNCHANGED
-                elif session.generation != info.generation:
-                    outcome = Outcome.SUPERSEDED
-                else:
-                    outcome = Outcome.PUBLISHED
-                    left_over = await trio.to_thread.run_sync(self._swap, session, info)
-                info.sessions.remove(session)
-            if outcome is not Outcome.PUBLISHED:
-                left_over = session.dataset
-            await self._reaper.destroy(left_over)
-        self._events.append("released", self._called(session), outcome.value)
+        entry = self._entry(session.cache)
+        async with entry.lock:
+            if entry.swap is not None and entry.swap[1] is session:
+                with trio.CancelScope(shield=True):
+                    await self._move(entry)
+                return Outcome.PUBLISHED
+            if session not in entry.sessions:
+                raise Missing(f"{session} is not open")
+            with trio.CancelScope(shield=True):
+                outcome = await self._end(entry, session, changed)
+            return outcome  # noqa: RET504 - mypy believes that the scope may swallow an exception
+
+    async def _end(self, entry: _Entry, session: Session, changed: bool) -> Outcome:
+        if not changed:
+            return self._throw_away(entry, session, Outcome.UNCHANGED)
+        await self._settle(entry)
+        if session.generation != entry.generation:
+            return self._throw_away(entry, session, Outcome.SUPERSEDED)
+        old = cache_tmp(self._numbers.take(), session.cache)
+        swap = Swap(session.dataset, cache(session.cache), old, entry.generation + 1)
+        await trio.to_thread.run_sync(swap.decide, self._driver)
+        entry.swap = (swap, session)
+        await self._move(entry)
+        return Outcome.PUBLISHED
+
+    async def _move(self, entry: _Entry) -> None:
+        """Complete the renames of a decided release."""
+        assert entry.swap is not None
+        swap, session = entry.swap
+        if swap.moved:
+            return
+        await trio.to_thread.run_sync(swap.move, self._driver)
+        session.dataset = swap.cache
+        entry.generation = swap.generation
+        entry.sessions.discard(session)
+        self._reaper.add(swap.old_head, with_foreign=False)
+        self._untidy.set()
+        self._released(session, Outcome.PUBLISHED)
+
+    async def _settle(self, entry: _Entry) -> None:
+        """Complete a release that is decided, tidying included. The lock is held."""
+        if entry.swap is not None:
+            await self._move(entry)
+            await trio.to_thread.run_sync(entry.swap[0].tidy, self._driver)
+            entry.swap = None
+            self._reaper.hurry()
+
+    def _released(self, session: Session, outcome: Outcome) -> None:
+        text = f"{session} is {outcome.value}"
+        self._events.append("released", str(session), text, outcome=outcome.value, generation=session.generation)
+
+    def _throw_away(self, entry: _Entry, session: Session, outcome: Outcome) -> Outcome:
+        # The clone carries no decision: after a crash it is destroyed, or waits for foreign snapshots to go.
+        entry.sessions.discard(session)
+        self._reaper.add(session.dataset, with_foreign=False)
+        self._released(session, outcome)
         return outcome
 
-    def _swap(self, session: Session, info: CacheInfo) -> Dataset:
-        clone, head = self._driver.info(session.dataset), self._driver.info(info.dataset)
-        if clone is None or head is None:
-            raise Missing(f"{session.dataset} or {info.dataset} is gone: somebody else destroyed it")
-        # The sequence, with what each crash leaves, stands in `swap`.
-        old = self._temporary(session.cache)
-        self._driver.batch(decide(clone, head, self._next))
-        exchange(self._driver, session.dataset, info.dataset, old)
-        after = finish(self._driver, info.dataset)
-        session.dataset = info.dataset
-        info.generation = generation(after)
-        return old
-
     async def discard(self, session: Session) -> Outcome:
-        """End a session and throw its contents away."""
-        info = self._need(session.cache)
-        info.sessions.remove(session)
-        await self._reaper.destroy(session.dataset)
-        self._events.append("released", self._called(session), Outcome.DISCARDED.value)
+        """Close a session because its user has removed it: foreign snapshots of it go too. Raises Missing."""
+        entry = self._entry(session.cache)
+        async with entry.lock:
+            if session not in entry.sessions or (entry.swap is not None and entry.swap[1] is session):
+                raise Missing(f"{session} is not open")
+            with trio.CancelScope(shield=True):
+                info = await trio.to_thread.run_sync(self._driver.info, session.dataset)
+                if info is not None and info.snapshots:
+                    # A crash before this: a left-over that waits for somebody's snapshots. After it: rubbish.
+                    grave = junk(self._numbers.take(), session.cache.escaped())
+                    await trio.to_thread.run_sync(self._driver.rename, session.dataset, grave)
+                    session.dataset = grave
+                entry.sessions.discard(session)
+                self._reaper.add(session.dataset, with_foreign=True)
+        self._released(session, Outcome.DISCARDED)
         return Outcome.DISCARDED
 
     async def delete(self, name: CacheName) -> None:
-        """Delete a cache. Snapshots that others made of it go with it, and an event says so.
+        """Delete a cache, with foreign snapshots of it and of what its releases left behind.
 
-        Raises Missing; Busy: a session is open, or a snapshot is held.
+        Raises Missing, Busy (a session is open, somebody holds a snapshot of it), and what the verb raises.
         """
-        info = self._need(name)
-        with trio.CancelScope(shield=True):
-            async with info.lock:
-                if info.sessions:
-                    who = ", ".join(self._called(each) for each in info.sessions)
-                    raise Busy(f"cache {name} has open sessions: {who}")
-                others = await trio.to_thread.run_sync(self._delete, info.dataset)
-                del self._caches[name]
-        with_them = f", and with it {', '.join(others)}" if others else ""
-        self._events.append("cache-deleted", str(name), f"cache {name} is deleted{with_them}")
+        async with self._entry(name).lock:
+            entry = self._entry(name)
+            if entry.sessions:
+                labels = ", ".join(sorted(map(str, entry.sessions)))
+                raise Busy(f"the cache {name} is in use: {labels}")
+            with trio.CancelScope(shield=True):
+                await self._settle(entry)
+                info = await trio.to_thread.run_sync(self._driver.info, cache(name))
+                held = [each.snapshot for each in info.snapshots if each.holds] if info else []
+                if held:
+                    raise Busy(f"{held[0]} is held by somebody: see 'zfs holds'")
+                if info is not None:
+                    # One verb: before it the cache is there, after it there is rubbish, and clones of rubbish.
+                    grave = junk(self._numbers.take(), name.escaped())
+                    await trio.to_thread.run_sync(self._driver.rename, cache(name), grave)
+                    self._reaper.add(grave, with_foreign=True)
+                self._reaper.forgive(name)
+                del self._entries[name]
+        others = foreign(info) if info is not None else []
+        along = f", and its snapshots {', '.join(others)} with it" if others else ""
+        self._events.append("cache-deleted", str(name), f"cache {name} is deleted{along}", foreign=others)
 
-    def _delete(self, dataset: Dataset) -> list[str]:
-        listing = self._driver.list()
-        for clone in listing.values():
-            # Clones of ended sessions that the reaper has not got rid of yet.
-            if clone.origin is not None and clone.origin.dataset == dataset:
-                if clone.dataset.group != "cache-tmp" or foreign(clone):
-                    raise Busy(f"{dataset} can't go: {clone.dataset} is a clone of it")
-                self._driver.batch(destruction(clone))
-        head = self._driver.info(dataset)
-        if head is None:
-            return []
-        if held := [each.snapshot for each in head.snapshots if each.holds]:
-            raise Busy(f"{dataset} can't go: {held[0]} has a hold; zfs holds shows it, zfs release lifts it")
-        self._driver.batch(destruction(head))
-        return [str(each) for each in foreign(head)]
+    async def settle(self) -> None:
+        """Tidy after every release. A cache that can't be tidied is a warning, and is tried again when needed."""
+        for entry in list(self._entries.values()):
+            if entry.swap is None:
+                continue
+            async with entry.lock:
+                try:
+                    with trio.CancelScope(shield=True):
+                        await self._settle(entry)
+                except ZfsfsError as error:
+                    text = f"cache {entry.name} could not be tidied after a release: {error}"
+                    self._events.append("warning", str(entry.name), text)
+
+    async def run(self) -> None:
+        """Tidy as soon as there is something to tidy, until cancelled."""
+        while True:
+            await self._untidy.wait()
+            self._untidy = trio.Event()
+            await self.settle()

@@ -1,37 +1,93 @@
-"""The invariants of a store at rest (no session open, nothing queued), read-only."""
+"""What must hold in a store, looked up in one listing."""
 
 from __future__ import annotations
 
-from zfsfs.driver import Listing
-from zfsfs.names import Dataset, cache_of
-from zfsfs.store.layout import NEXT, SNAP, foreign, is_temporary
+from collections.abc import Collection
+
+from zfsfs.driver import DatasetInfo, Listing
+from zfsfs.names import BuildId, Dataset, cache_of
+from zfsfs.store.layout import GENERATION, NEXT, SNAP, is_junk, is_old
 
 
-def check(listing: Listing, sessions: frozenset[Dataset] = frozenset()) -> list[str]:
-    """What is wrong, a sentence each; empty when all is well. `sessions` are the datasets of open ones."""
-    problems = [f"group {group} is missing" for group in Dataset.GROUPS if Dataset(group) not in listing]
-    for dataset, info in listing.items():
-        if dataset.group == "cache" and dataset.leaf and cache_of(dataset) is not None:
-            if info.snapshot(SNAP) is None:
-                problems.append(f"{dataset} has no @snap: no session can open it; zfsfs mount repairs that")
-            if info.snapshot(NEXT) is not None:
-                problems.append(f"{dataset} has @next: a release was not completed; zfsfs mount completes it")
-            if info.origin is not None and info.origin.dataset.group == "cache-tmp":
-                problems.append(f"{dataset} is a clone of {info.origin}: a release was not completed")
-        elif dataset.group == "cache-tmp" and dataset.leaf and dataset not in sessions:
-            why = "somebody's snapshot keeps it" if foreign(info) else "no session has it"
-            problems.append(f"{dataset} is left over: {why}" if is_temporary(dataset) else f"{dataset} is not ours")
-        elif dataset.group == "result" and info.snapshot(SNAP) is not None and info.origin is not None:
-            base = info.origin
-            if base.dataset.group != "result" or base.name != SNAP:
-                problems.append(f"{dataset} is based on {base}, which is no result")
+def check(listing: Listing, *, known: Collection[Dataset] = ()) -> list[str]:
+    """Every invariant that is broken, a sentence each. `known` are the datasets of cache-tmp that are open sessions
+    or wait to be destroyed. Left-overs of builds are no problem: see `leftovers`."""
+    problems = [f"the group {group} is missing" for group in Dataset.GROUPS if Dataset(group) not in listing]
+    for info in sorted(listing.values(), key=lambda each: each.dataset):
+        if not info.dataset.leaf:
+            continue
+        match info.dataset.group:
+            case "cache":
+                problems += _cache(info)
+            case "cache-tmp":
+                problems += _temporary(info, listing, known)
+            case "result":
+                problems += _result(info, listing)
+        if info.origin is not None:
+            origin = listing.get(info.origin.dataset)
+            if origin is None or origin.snapshot(info.origin.name) is None:
+                problems.append(f"{info.dataset} is a clone of {info.origin}, which is not there")
     return problems
 
 
-def left_overs(listing: Listing, running: frozenset[Dataset] = frozenset()) -> list[Dataset]:
-    """Builds that a crash has left: no result, not running; the next mkdir of their id clears them."""
-    return [
-        each
-        for each, info in listing.items()
-        if each.group == "result" and each.leaf and info.snapshot(SNAP) is None and each not in running
-    ]
+def _cache(info: DatasetInfo) -> list[str]:
+    name = info.dataset
+    if cache_of(name) is None:
+        return [f"{name} is not the name of a cache"]
+    problems = []
+    snap = info.snapshot(SNAP)
+    if snap is None:
+        problems.append(f"{name} has no @{SNAP}")
+    elif snap.deferred:
+        problems.append(f"{name}@{SNAP} is about to be destroyed")
+    if info.snapshot(NEXT) is not None:
+        problems.append(f"{name} has a release that is not tidied")
+    if info.origin is not None and info.origin.dataset.group == "cache-tmp":
+        problems.append(f"{name} is a clone of {info.origin}, which is temporary")
+    text = info.properties.get(GENERATION, "0")
+    if not (text.isascii() and text.isdigit()):
+        problems.append(f"{name} has the generation {text!r}")
+    for each in info.snapshots:
+        if is_old(each.snapshot.name) and not each.deferred:
+            problems.append(f"{each.snapshot} is an old version that nobody destroys")
+    return problems
+
+
+def _temporary(info: DatasetInfo, listing: Listing, known: Collection[Dataset]) -> list[str]:
+    if info.dataset not in known:
+        what = "rubbish" if is_junk(info.dataset) else "neither a session nor waiting to be destroyed"
+        return [f"{info.dataset} is {what}"]
+    return []
+
+
+def _result(info: DatasetInfo, listing: Listing) -> list[str]:
+    name = info.dataset
+    snap = info.snapshot(SNAP)
+    if snap is None:
+        return []
+    problems = []
+    if snap.deferred:
+        problems.append(f"{name}@{SNAP} is about to be destroyed")
+    if base_of(info) is None and info.origin is not None:
+        problems.append(f"{name} is a result based on {info.origin}, which is no result")
+    elif info.origin is not None:
+        base = listing.get(info.origin.dataset)
+        if base is not None and base.snapshot(SNAP) is None:
+            problems.append(f"{name} is a result and its base {base.dataset} is none")
+    return problems
+
+
+def base_of(info: DatasetInfo) -> BuildId | None:
+    """The result that a build is based on."""
+    if info.origin is None or info.origin.dataset.group != "result" or not info.origin.dataset.leaf:
+        return None
+    return BuildId(info.origin.dataset.leaf.encode("ascii"))
+
+
+def leftovers(listing: Listing) -> list[Dataset]:
+    """Builds that a crash cut off: no results and not running; the next start of the same id clears them."""
+    return sorted(
+        info.dataset
+        for info in listing.values()
+        if info.dataset.group == "result" and info.dataset.leaf and info.snapshot(SNAP) is None
+    )

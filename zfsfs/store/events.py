@@ -1,4 +1,4 @@
-"""What has happened in a store, for people and metrics: a bounded list and counts."""
+"""What happens in a store, as a log that status, metrics and people read."""
 
 from __future__ import annotations
 
@@ -10,26 +10,32 @@ from dataclasses import dataclass
 
 
 class Outcome(enum.Enum):
-    """How a session ended."""
+    """How a session of a cache ended. POSTPONED is no end: the destruction of what it left behind waits."""
 
     PUBLISHED = "published"
     SUPERSEDED = "superseded"
     UNCHANGED = "unchanged"
     DISCARDED = "discarded"
+    POSTPONED = "postponed"
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened: seconds since the epoch, a kind, what it happened to, and a sentence."""
+    """One thing that happened: when, of which kind, to what, as a sentence, and in detail.
+
+    Kinds: build-started, published, discarded, deleted, cache-created, opened, released, cache-deleted, postponed,
+    destroyed, recovered, warning.
+    """
 
     time: float
     kind: str
     subject: str
     text: str
+    fields: dict[str, object]
 
 
 class EventLog:
-    """The last thousand events, how many there were of each kind, and whoever wants to hear of them."""
+    """The last 1000 events, their number by kind (and `outcome-…` by outcome), and who wants to be told."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
@@ -37,10 +43,13 @@ class EventLog:
         self.counts: Counter[str] = Counter()
         self.subscribers: list[Callable[[Event], None]] = []
 
-    def append(self, kind: str, subject: str, text: str) -> None:
-        """Note an event."""
-        event = Event(self._clock(), kind, subject, text)
+    def append(self, kind: str, subject: str, text: str, **fields: object) -> Event:
+        """Record that something happened. Subscribers are called at once and must not raise."""
+        event = Event(self._clock(), kind, subject, text, fields)
         self.recent.append(event)
         self.counts[kind] += 1
-        for subscriber in self.subscribers:
-            subscriber(event)
+        if isinstance(fields.get("outcome"), str):
+            self.counts[f"outcome-{fields['outcome']}"] += 1
+        for tell in list(self.subscribers):
+            tell(event)
+        return event

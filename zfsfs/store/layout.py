@@ -1,64 +1,103 @@
-"""What is stored, and what its presence means.
+"""What is stored, in one place: each dataset, snapshot and property, and what its presence means.
 
-    POOL/result/ID               a build; with @snap a result, without (and not running) a left-over of a crash
-    POOL/cache/c-NAME            a cache; its head and @snap have the same contents, the published version
-      @next                      a release is decided, its names are not tidy yet
-      @old-G                     an older version that clones still need; marked for destruction
-      zfsfs:generation           how often it has been published; missing means 0
-    POOL/cache-tmp/N-c-NAME      a session's clone; or, during a swap, the head that a release replaces
-      @next                      the release of this session is decided: recovery completes it
-    POOL/cache-tmp/N-r-ID        a discarded build that something still holds; goes when it can
+    result/ID               a build, running or left over; with @snap a result
+    cache/c-NAME            a cache; its @snap is the published version, and its head has the same contents
+    cache-tmp/N-c-NAME      a session's clone of a cache, or a head that a release has replaced
+    cache-tmp/N-r-TEXT      rubbish: given up as a whole, its foreign snapshots and its clones in cache-tmp too.
+                            A cache under construction lies here as well: it exists from its rename on
+    @snap                   see above
+    @zfsfs-next             on a clone in cache-tmp: its release is decided. On a cache: the release is not tidied yet
+    @old-N                  an earlier version, going as soon as no clone needs it
+    any other snapshot      foreign: never destroyed, unless a user's own rmdir deletes the dataset
+    zfsfs:generation        how often a cache was published; a clone has it only from the decision on
 
-Every other dataset, and every other snapshot, is somebody else's and stays.
+OBuilder destroys all of cache-tmp when it starts: nothing that is to stay lies there, except within a swap.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Collection, Iterable
 
 from zfsfs.driver import DatasetInfo, Listing
-from zfsfs.names import BuildId, Dataset, Snapshot, cache_of
+from zfsfs.names import Dataset
 
 SNAP = "snap"
-NEXT = "next"
+NEXT = "zfsfs-next"
 GENERATION = "zfsfs:generation"
 
-_OURS = re.compile(r"(snap|next|old-[0-9]+)\Z")
-_JUNK = re.compile(r"[0-9]+-r-")
+_OLD = re.compile(r"old-[0-9]+\Z")
+_NUMBERED = re.compile(r"([0-9]{1,18})-")
+_JUNK = re.compile(r"[0-9]{1,18}-r-")
 
 
-def is_ours(snapshot: Snapshot) -> bool:
-    """Whether the store made a snapshot, by its name."""
-    return bool(_OURS.match(snapshot.name))
+def is_old(name: str) -> bool:
+    """Whether a snapshot's name is that of an earlier version."""
+    return _OLD.match(name) is not None
 
 
-def foreign(info: DatasetInfo) -> list[Snapshot]:
-    """The snapshots that somebody else made of a dataset."""
-    return [each.snapshot for each in info.snapshots if not is_ours(each.snapshot)]
+def is_ours(name: str) -> bool:
+    """Whether a snapshot's name is one that we give."""
+    return name in (SNAP, NEXT) or is_old(name)
+
+
+def foreign(info: DatasetInfo) -> list[str]:
+    """The names of a dataset's foreign snapshots."""
+    return [each.snapshot.name for each in info.snapshots if not is_ours(each.snapshot.name)]
+
+
+def names(info: DatasetInfo) -> set[str]:
+    """The names of a dataset's snapshots."""
+    return {each.snapshot.name for each in info.snapshots}
 
 
 def generation(info: DatasetInfo) -> int:
-    """How often a cache has been published; 0 when the property is missing or no number."""
-    text = info.properties.get(GENERATION, "0")
+    """How often a cache was published; 0 where nobody counted."""
+    text = info.properties.get(GENERATION, "")
     return int(text) if text.isascii() and text.isdigit() else 0
 
 
-def junk(number: int, build: BuildId) -> Dataset:
-    """Where a discarded build goes that can't be destroyed yet."""
-    return Dataset("cache-tmp", f"{number}-r-{build}")
+def old_name(start: int, taken: Collection[str]) -> str:
+    """A name for an earlier version that is not taken."""
+    return next(name for n in itertools.count(start) if (name := f"old-{n}") not in taken)
 
 
-def is_temporary(dataset: Dataset) -> bool:
-    """Whether a dataset in cache-tmp is one that the store made."""
-    return cache_of(dataset) is not None or bool(_JUNK.match(dataset.leaf))
+def spare_name(name: str, taken: Collection[str]) -> str:
+    """Another name for a snapshot that stands in the way of a promotion."""
+    if is_old(name):
+        return old_name(0, taken)
+    return next(other for n in itertools.count(1) if (other := f"{name[:240]}.{n}") not in taken)
 
 
-def free_number(listing: Listing) -> int:
-    """A number that no dataset of cache-tmp has, nor any smaller one that could come back."""
-    numbers = [each.leaf.partition("-")[0] for each in listing if each.group == "cache-tmp"]
-    return max((int(each) for each in numbers if each.isascii() and each.isdigit() and len(each) < 16), default=0) + 1
+def junk(number: int, text: str) -> Dataset:
+    """A name for what is given up. `text` is for people, and cut: a name must not be too long to be destroyed."""
+    return Dataset("cache-tmp", f"{number}-r-{text[:32].strip()}")
 
 
-def dependents(listing: Listing, dataset: Dataset) -> list[DatasetInfo]:
-    """The datasets of the store that are clones of one of a dataset's snapshots."""
+def is_junk(dataset: Dataset) -> bool:
+    """Whether a dataset is given up."""
+    return dataset.group == "cache-tmp" and _JUNK.match(dataset.leaf) is not None
+
+
+def free_number(listing: Iterable[Dataset]) -> int:
+    """A number above all that are used in cache-tmp."""
+    found = (_NUMBERED.match(each.leaf) for each in listing if each.group == "cache-tmp")
+    return 1 + max((int(match[1]) for match in found if match), default=0)
+
+
+def clones_of(listing: Listing, dataset: Dataset) -> list[DatasetInfo]:
+    """The clones of a dataset's snapshots, as far as they are in the store."""
     return [each for each in listing.values() if each.origin is not None and each.origin.dataset == dataset]
+
+
+class Numbers:
+    """Numbers for cache-tmp, each given out once."""
+
+    def __init__(self) -> None:
+        self.next = 1
+
+    def take(self) -> int:
+        """The next one."""
+        self.next += 1
+        return self.next - 1

@@ -1,94 +1,139 @@
-"""Destroys, which never block a caller: what is Busy is queued, retried with a growing pause, and says why it waits.
+"""Destroys, which never block a caller: they queue, are tried, and say why they wait.
 
-Guarantees: only what was handed in is destroyed, and no snapshot that somebody else made. The queue need not be
-stored: recovery finds the same datasets in cache-tmp.
+Guarantees: only what lies in cache-tmp is destroyed, and never with its clones; a foreign snapshot only where the
+entry says so. What is queued survives a restart, because recovery finds the same datasets.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import trio
 
-from zfsfs.driver import Driver
+from zfsfs.driver import DatasetInfo, Destroy, DestroySnapshot, Driver
 from zfsfs.errors import Missing, StoreError
-from zfsfs.names import Dataset
+from zfsfs.names import Dataset, cache_of
 from zfsfs.store.events import EventLog
 from zfsfs.store.layout import foreign
-from zfsfs.store.swap import destruction
 
-FIRST_PAUSE = 0.2
-LONGEST_PAUSE = 60.0
+FIRST_DELAY = 0.2
+LONGEST_DELAY = 300.0
+
+
+def obstacle(info: DatasetInfo, *, with_foreign: bool) -> str:
+    """Why a dataset can't be destroyed, as far as a listing tells; '' when nothing is in the way."""
+    others = foreign(info)
+    if others and not with_foreign:
+        return f"{info.dataset} has snapshots of somebody else ({', '.join(others)}); it goes when they are gone"
+    for each in info.snapshots:
+        if each.holds:
+            return f"{each.snapshot} is held: see 'zfs holds'"
+        if each.clones:
+            return f"{each.snapshot} is needed by {each.clones} clone{'s' if each.clones > 1 else ''}"
+    return ""
+
+
+def destroy_whole(driver: Driver, dataset: Dataset, *, with_foreign: bool) -> str:
+    """Destroy a dataset of cache-tmp and its snapshots, never its clones. Returns '' when it is gone, else why it
+    is not; it may have lost snapshots then, so it must be one that nobody will want again."""
+    if dataset.group != "cache-tmp" or not dataset.leaf:
+        return f"{dataset} does not lie in cache-tmp"
+    try:
+        info = driver.info(dataset)
+        if info is None:
+            return ""
+        reason = obstacle(info, with_foreign=with_foreign)
+        if reason:
+            return reason
+        # (a) A crash in this batch leaves the dataset with fewer snapshots: still rubbish or a left-over clone.
+        steps = [DestroySnapshot(each.snapshot) for each in info.snapshots if not each.deferred]
+        if steps:
+            driver.batch([*steps, Destroy(dataset)])
+        else:
+            driver.destroy(dataset)
+    except Missing:
+        return "" if driver.info(dataset) is None else f"{dataset} changed meanwhile"
+    except StoreError as error:
+        return str(error) or type(error).__name__
+    return ""
 
 
 @dataclass(slots=True)
 class Waiting:
-    """A dataset that could not be destroyed yet: why, and how often it was tried."""
+    """A dataset that is to be destroyed: why it still waits, how often it was tried, when it is due (trio's time)."""
 
-    reason: str
+    dataset: Dataset
+    with_foreign: bool
+    reason: str = ""
     tries: int = 0
+    due: float = 0.0
 
 
 class Reaper:
-    """The queue. `queue` may be read at any time."""
+    """The queue. Entries are tried when they come and then ever more rarely, up to every five minutes."""
 
     def __init__(self, driver: Driver, events: EventLog) -> None:
         self._driver = driver
         self._events = events
-        self.queue: dict[Dataset, Waiting] = {}
         self._wake = trio.Event()
-        self._lock = trio.Lock()
+        self._trying = trio.Lock()
+        self.queue: dict[Dataset, Waiting] = {}
 
-    async def destroy(self, dataset: Dataset) -> bool:
-        """Destroy now, or queue; returns whether it is gone."""
-        with trio.CancelScope(shield=True):
-            async with self._lock:
-                reason = await trio.to_thread.run_sync(self._try, dataset)
-        if reason is None:
-            if self.queue.pop(dataset, None) is not None:
-                self._events.append("destroyed", str(dataset), f"{dataset} is destroyed at last")
-            return True
-        waiting = self.queue.get(dataset)
-        if waiting is None:
-            self.queue[dataset] = waiting = Waiting(reason)
-            self._events.append("postponed", str(dataset), f"{dataset} can't be destroyed yet: {reason}")
-            self._wake.set()
-        waiting.reason = reason
-        waiting.tries += 1
-        return False
+    def add(self, dataset: Dataset, *, with_foreign: bool, reason: str = "") -> None:
+        """Queue a dataset; it is due at once."""
+        known = self.queue.setdefault(dataset, Waiting(dataset, with_foreign, reason))
+        known.with_foreign |= with_foreign
+        known.due = 0.0
+        self.hurry()
 
-    def later(self, dataset: Dataset, reason: str) -> None:
-        """Queue what is known not to go now."""
-        self.queue.setdefault(dataset, Waiting(reason))
+    def forgive(self, name: object) -> None:
+        """The cache was deleted by its user: foreign snapshots on what it left behind go with it."""
+        for each in self.queue.values():
+            if cache_of(each.dataset) == name:
+                each.with_foreign = True
+                each.due = 0.0
+
+    def hurry(self) -> None:
+        """Wake the reaper: something may have become free."""
         self._wake.set()
 
-    def _try(self, dataset: Dataset) -> str | None:
-        try:
-            info = self._driver.info(dataset)
-            if info is None:
-                return None
-            if others := foreign(info):
-                return f"somebody made {', '.join(map(str, others))}; destroy that snapshot to let it go"
-            self._driver.batch(destruction(info))
-        except Missing:
-            return None
-        except StoreError as error:
-            return str(error)
-        return None
+    async def _try(self, entry: Waiting) -> bool:
+        reason = await trio.to_thread.run_sync(
+            lambda: destroy_whole(self._driver, entry.dataset, with_foreign=entry.with_foreign)
+        )
+        subject = str(entry.dataset)
+        if not reason:
+            self.queue.pop(entry.dataset, None)
+            self._events.append("destroyed", subject, f"{subject} is destroyed")
+            return True
+        entry.tries += 1
+        entry.due = trio.current_time() + min(FIRST_DELAY * 2 ** min(entry.tries - 1, 30), LONGEST_DELAY)
+        if reason != entry.reason:
+            entry.reason = reason
+            self._events.append(
+                "postponed", subject, f"{subject} waits to be destroyed: {reason}", outcome="postponed"
+            )
+        return False
 
-    async def once(self) -> None:
-        """Try all that is queued, once."""
-        for dataset in list(self.queue):
-            await self.destroy(dataset)
+    async def try_all(self, *, due_only: bool = False) -> None:
+        """Try what is queued, again and again as long as something goes: clones free what they were cloned from."""
+        async with self._trying:
+            progress = True
+            while progress:
+                progress = False
+                now = trio.current_time() if due_only else math.inf
+                for entry in list(self.queue.values()):
+                    if entry.due <= now and self.queue.get(entry.dataset) is entry and await self._try(entry):
+                        progress = True
+                        for other in self.queue.values():
+                            other.due = 0.0 if "clone" in other.reason else other.due
 
     async def run(self) -> None:
-        """Retry until cancelled."""
-        pause = FIRST_PAUSE
+        """Try entries when they are due, until cancelled."""
         while True:
-            if not self.queue:
+            self._wake = trio.Event()
+            await self.try_all(due_only=True)
+            due = min((each.due for each in self.queue.values()), default=math.inf)
+            with trio.move_on_at(due):
                 await self._wake.wait()
-                self._wake = trio.Event()
-                pause = FIRST_PAUSE
-            await trio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
-            await self.once()

@@ -1,4 +1,8 @@
-"""The store: builds, results and caches in a pool, for whoever has a driver."""
+"""The store: builds, caches, what happened, and what still has to go.
+
+Guarantees: after `start`, the tables are what is stored. Nothing here touches a pool that another process has.
+Assumes: nobody else uses the groups' names meanwhile; snapshots may come and go.
+"""
 
 from __future__ import annotations
 
@@ -8,67 +12,65 @@ from collections.abc import Callable
 import trio
 
 from zfsfs.driver import Driver
-from zfsfs.names import Dataset
-from zfsfs.store import recovery
 from zfsfs.store.builds import Builds
 from zfsfs.store.caches import Caches
 from zfsfs.store.events import EventLog
-from zfsfs.store.layout import is_temporary
+from zfsfs.store.layout import Numbers, free_number
 from zfsfs.store.reaper import Reaper
+from zfsfs.store.recovery import RecoveryReport, carry_out
 
 
 class Store:
-    """See the module. `start` first, then `run` beside everything else, `close` last."""
+    """One store. `start` it, keep `run` running, and `close` it whatever happened."""
 
-    def __init__(self, driver: Driver, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, driver: Driver, *, clock: Callable[[], float] = time.time) -> None:
         self.driver = driver
         self.events = EventLog(clock)
         self.reaper = Reaper(driver, self.events)
-        self.builds = Builds(driver, self.events, self.reaper)
-        self.caches = Caches(driver, self.events, self.reaper)
+        self._numbers = Numbers()
+        self.builds = Builds(driver, self.events, self.reaper, self._numbers)
+        self.caches = Caches(driver, self.events, self.reaper, self._numbers, clock)
 
-    async def start(self) -> list[str]:
-        """Take the lock, recover, and learn what is there. Returns what recovery did, in sentences.
+    async def start(self) -> RecoveryReport:
+        """Lock the pool, make what is missing, recover, and fill the tables.
 
-        Raises Locked before anything was touched, Unavailable, and what the verbs raise.
+        Raises Locked (before anything was touched), Unavailable, and what listing raises.
         """
-        return await trio.to_thread.run_sync(self._start)
+        with trio.CancelScope(shield=True):
+            report = await trio.to_thread.run_sync(self._start)
+        self._numbers.next = free_number(report.listing)
+        self.builds.load(report.listing)
+        self.caches.load(report.listing)
+        for action in report.done:
+            self.events.append("recovered", str(action.cache or ""), action.text)
+        for text in report.warnings:
+            self.events.append("warning", "", text)
+        for dataset, (with_foreign, reason) in report.postponed.items():
+            self.reaper.add(dataset, with_foreign=with_foreign, reason=reason)
+        return report
 
-    def _start(self) -> list[str]:
+    def _start(self) -> RecoveryReport:
         self.driver.lock()
         self.driver.prepare()
-        done = recovery.carry_out(self.driver)
-        for sentence in done:
-            self.events.append("recovered", self.driver.name, sentence)
-        listing = self.driver.list()
-        self.builds.load(listing)
-        self.caches.load(listing)
-        for dataset in listing:
-            if dataset.group == "cache-tmp" and is_temporary(dataset):
-                self.reaper.later(dataset, "recovery could not destroy it")
-            elif dataset.group == "cache-tmp" and dataset.leaf:
-                self.events.append("warning", str(dataset), f"{dataset} is not ours; it is left alone")
-        return done
+        return carry_out(self.driver)
 
-    async def run(self) -> None:
-        """What goes on in the background, until cancelled."""
-        await self.reaper.run()
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Tidy after releases and destroy what is queued, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.caches.run)
+            nursery.start_soon(self.reaper.run)
+            task_status.started()
 
     async def complete_deletes(self) -> None:
-        """Wait until what was deleted has given its space back: nothing queued that can go, `freeing` at zero."""
-        pause = 0.01
-        await self.reaper.once()
+        """Wait until all that was deleted is destroyed, unless somebody holds it, and its space is free again."""
+        await self.caches.settle()
+        await self.reaper.try_all()
+        delay = 0.01
         while await trio.to_thread.run_sync(self.driver.freeing):
-            await trio.sleep(pause)
-            pause = min(2 * pause, 1.0)
+            await trio.sleep(delay)
+            delay = min(delay * 2, 1.0)
 
     async def close(self) -> None:
-        """Give the store up. Views must be closed."""
-        await trio.to_thread.run_sync(self.driver.close)
-
-    def session_datasets(self) -> frozenset[Dataset]:
-        """The datasets of open sessions, and those that wait to be destroyed."""
-        infos = [self.caches.get(name) for name in self.caches.names()]
-        return frozenset(each.dataset for info in infos if info for each in info.sessions) | frozenset(
-            self.reaper.queue
-        )
+        """Let go of the pool; whatever is open or queued is for the next start."""
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(self.driver.close)

@@ -1,24 +1,40 @@
-"""The release swap, and its continuation from wherever a crash has left it.
+"""The release swap: a session's clone becomes the cache.
 
-The whole sequence, with S the session's clone and C the cache. Each gap is a place where a crash can fall, between
-the steps of a batch too; what recovery finds there is said on the line.
+Guarantee: a crash at any instant leaves the old or the new contents, whole, and `recovery` finds which.
 
-    snapshot S@next           1  S@next, S a clone of C@snap: decided, go on
-    promote S                 2  C is a clone of S@snap: go on
-    rename C to cache-tmp/M   3  no C, S@next: go on
-    rename S to C             4  C@next and C@snap: tidy
-    set C's generation        5  as 4; it may be counted twice, it only has to grow
-    rename C@snap to @old-G   6  C@next, no C@snap: tidy
-    rename C@next to @snap    7  C@snap: published and whole; M and @old-G are left-overs
-    destroy M                 8  @old-G is a left-over
-    destroy @old-G, deferred     done; clones of other sessions may keep it for a while
+T is the session's clone, C is cache/c-NAME, M a new name in cache-tmp. In pictures (origin <- clone):
+
+    (0)  C[.. snap]             <- T                nothing is decided: recovery destroys T
+         foreign snapshots of T that stand in the way of the promotion get other names
+    (1)  the same                                   the same
+         T's generation is set
+    (2)  the same                                   the same: a generation without @zfsfs-next says nothing
+         T@zfsfs-next is taken
+    (3)  C[.. snap]             <- T[next]          decided: recovery goes on from here
+         T is promoted
+    (4)  T[.. snap next]        <- C                the cache is a clone of something in cache-tmp. Recovery goes on
+         C is renamed to M
+    (5)  T[.. snap next]        <- M                there is no cache: recovery goes on
+         T is renamed to C; who releases need not wait longer
+    (6)  C[.. snap next]        <- M                the head is new, @snap is old: recovery goes on
+         C@snap is renamed to @old-G
+    (7)  C[.. old-G next]       <- M                recovery goes on
+         C@zfsfs-next is renamed to @snap
+    (8)  C[.. old-G snap]       <- M                recovery destroys @old-G as soon as nothing needs it, and M
+         C@old-G is destroyed, once nothing needs it
+    (9)  C[.. snap]             <- M                recovery destroys M; that is left to the reaper
+
+(0)-(4) are one batch, and (6)-(9) another. Other sessions' clones of @snap and older ones go on as clones of T.
+Foreign snapshots that C got after @snap stay with M, which waits in cache-tmp until they are gone.
 """
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import dataclass
+
 from zfsfs.driver import (
     DatasetInfo,
-    Destroy,
     DestroySnapshot,
     Driver,
     Promote,
@@ -27,55 +43,113 @@ from zfsfs.driver import (
     Step,
     TakeSnapshot,
 )
+from zfsfs.errors import DriverError, Exists, Missing, StoreError
 from zfsfs.names import Dataset, Snapshot
-from zfsfs.store.layout import GENERATION, NEXT, SNAP, generation
+from zfsfs.store.layout import GENERATION, NEXT, SNAP, generation, is_old, names, old_name, spare_name
+
+_TRIES = 4
 
 
-def decide(clone: DatasetInfo, cache: DatasetInfo, number: int) -> list[Step]:
-    """The steps that decide a release and promote the clone. A snapshot that somebody else made of both under one
-    name would stop the promotion: the clone's gets `number` behind its name."""
-    taken = {each.snapshot.name for each in cache.snapshots}
-    steps: list[Step] = [
-        RenameSnapshot(each.snapshot, f"{each.snapshot.name}-{number}")
-        for each in clone.snapshots
-        if each.snapshot.name in taken and each.snapshot.name != NEXT
-    ]
-    if clone.snapshot(NEXT) is None:
-        steps.append(TakeSnapshot(Snapshot(clone.dataset, NEXT)))
-    return [*steps, Promote(clone.dataset)]
+def moving(origin: DatasetInfo, snapshot: str) -> list[str]:
+    """The snapshots that move when a clone of `snapshot` is promoted: it and all that are older."""
+    found = [each.snapshot.name for each in origin.snapshots]
+    return found[: found.index(snapshot) + 1] if snapshot in found else found
 
 
-def tidy(cache: DatasetInfo) -> list[Step]:
-    """The steps that make `@next` the published version of a cache that has one."""
-    dataset = cache.dataset
-    count = generation(cache)
-    steps: list[Step] = [SetProperty(dataset, GENERATION, str(count + 1))]
-    if cache.snapshot(SNAP) is not None:
-        old = next(name for number in range(count, count + 10**6) if cache.snapshot(name := f"old-{number}") is None)
-        steps.append(RenameSnapshot(Snapshot(dataset, SNAP), old))
-        last: list[Step] = [DestroySnapshot(Snapshot(dataset, old))]
-    else:
-        last = []
-    return [*steps, RenameSnapshot(Snapshot(dataset, NEXT), SNAP), *last]
+def make_way(clone: DatasetInfo, origin: DatasetInfo) -> list[Step]:
+    """Rename the clone's snapshots that have the name of one which its promotion would move to it."""
+    assert clone.origin is not None
+    own = names(clone)
+    taken = own | names(origin) | {NEXT, SNAP}
+    steps: list[Step] = []
+    for name in moving(origin, clone.origin.name):
+        if name in own:
+            spare = spare_name(name, taken)
+            taken.add(spare)
+            steps.append(RenameSnapshot(Snapshot(clone.dataset, name), spare))
+    return steps
 
 
-def exchange(driver: Driver, clone: Dataset, cache: Dataset, old: Dataset) -> None:
-    """After the promotion: the clone takes the cache's name. (Gaps 2 to 4.)"""
-    if driver.info(cache) is not None:
-        driver.rename(cache, old)
-    driver.rename(clone, cache)
+def tidying(cache: DatasetInfo) -> list[Step]:
+    """The steps from (6), (7) or (8) to (9)."""
+    dataset, have = cache.dataset, names(cache)
+    steps: list[Step] = []
+    going = [each.snapshot.name for each in cache.snapshots if is_old(each.snapshot.name) and not each.deferred]
+    if NEXT in have:
+        if SNAP in have:
+            old = old_name(max(generation(cache) - 1, 0), have)
+            steps.append(RenameSnapshot(Snapshot(dataset, SNAP), old))
+            going.append(old)
+        steps.append(RenameSnapshot(Snapshot(dataset, NEXT), SNAP))
+    return steps + [DestroySnapshot(Snapshot(dataset, name)) for name in going]
 
 
-def finish(driver: Driver, cache: Dataset) -> DatasetInfo:
-    """Tidy the names of a cache that has `@next`. (Gaps 4 to 8.)"""
-    info = driver.info(cache)
-    assert info is not None
-    driver.batch(tidy(info))
-    after = driver.info(cache)
-    assert after is not None
-    return after
+@dataclass(slots=True)
+class Swap:
+    """One release under way. The methods block; call them one at a time, in their order, each until it returns."""
 
+    clone: Dataset
+    cache: Dataset
+    old_head: Dataset
+    generation: int
+    old_moved: bool = False
+    moved: bool = False
 
-def destruction(info: DatasetInfo) -> list[Step]:
-    """The steps that destroy a head with all its snapshots."""
-    return [*(DestroySnapshot(each.snapshot) for each in info.snapshots), Destroy(info.dataset)]
+    def decide(self, driver: Driver) -> None:
+        """(0) to (4). When it raises, the session is as before and may go on, or be released again.
+
+        Raises Busy when somebody has mounted a snapshot that would move.
+        """
+        for chance in reversed(range(_TRIES)):
+            try:
+                driver.batch(self._decision(driver))
+                return
+            except Exists:
+                # Somebody's snapshot came between our look and our batch.
+                if not chance:
+                    self._undecide(driver)
+                    raise
+            except StoreError:
+                self._undecide(driver)
+                raise
+
+    def _decision(self, driver: Driver) -> list[Step]:
+        clone, cache = driver.info(self.clone), driver.info(self.cache)
+        if clone is None or cache is None:
+            raise Missing(f"{self.cache if clone else self.clone} is gone")
+        if clone.origin is None or clone.origin.dataset != self.cache:
+            raise DriverError(f"{self.clone} is no clone of {self.cache}: somebody has promoted it")
+        steps: list[Step] = []
+        if clone.snapshot(NEXT) is not None:
+            # Of an attempt that failed: what was written since is not in it.
+            steps.append(DestroySnapshot(Snapshot(self.clone, NEXT)))
+        steps += make_way(clone, cache)
+        steps.append(SetProperty(self.clone, GENERATION, str(self.generation)))
+        steps.append(TakeSnapshot(Snapshot(self.clone, NEXT)))
+        steps.append(Promote(self.clone))
+        return steps
+
+    def _undecide(self, driver: Driver) -> None:
+        # A failed batch may have left (3): after a crash that would be a release that nobody was promised.
+        with contextlib.suppress(StoreError):
+            clone = driver.info(self.clone)
+            if clone is not None and clone.snapshot(NEXT) is not None:
+                driver.destroy_snapshot(Snapshot(self.clone, NEXT), defer=True)
+
+    def move(self, driver: Driver) -> None:
+        """(4) to (6). When it raises, call it again."""
+        if not self.old_moved:
+            driver.rename(self.cache, self.old_head)
+            self.old_moved = True
+        if not self.moved:
+            driver.rename(self.clone, self.cache)
+            self.moved = True
+
+    def tidy(self, driver: Driver) -> None:
+        """(6) to (9). When it raises, call it again."""
+        cache = driver.info(self.cache)
+        if cache is None:
+            raise Missing(f"{self.cache} is gone")
+        steps = tidying(cache)
+        if steps:
+            driver.batch(steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import logging.handlers
@@ -23,6 +24,14 @@ without ZFS. Exit codes: 0 done, 1 failed, 2 usage, 3 store unavailable, 4 busy,
 #: Options of mount(8) that change nothing here, or that FUSE is told of as they are.
 _IGNORED = {"rw", "defaults", "nosuid", "nodev", "user", "nouser", "auto", "noauto", "_netdev", "nofail", "noatime"}
 _PASSED = {"allow_other", "allow_root", "noexec"}
+
+
+class _Failed(ZfsfsError):
+    """What went wrong in the daemon, with the exit code that it chose."""
+
+    def __init__(self, text: str, number: str) -> None:
+        super().__init__(text)
+        self.code = int(number) if number.isdigit() else 1
 
 
 class _Parser(argparse.ArgumentParser):
@@ -71,7 +80,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         code = 0
     except ZfsfsError as error:
         print(f"zfsfs: {error}", file=sys.stderr)
-        code = error.exit_code
+        code = error.code if isinstance(error, _Failed) else error.exit_code
     except BrokenPipeError:
         code = 1
     except OSError as error:
@@ -126,10 +135,8 @@ def _in_background(settings: Any, log: str | None) -> None:
         with os.fdopen(reader, "rb") as said:
             answer = said.read()
         if answer != b"ready":
-            code, _, text = answer.decode("utf-8", "replace").partition(" ")
-            error = MountError(text or "the daemon ended before it was ready; see its log")
-            type(error).exit_code = int(code) if code.isdigit() else 1
-            raise error
+            number, _, text = answer.decode("utf-8", "replace").partition(" ")
+            raise _Failed(text or "the daemon ended before it was ready; see its log", number)
         return
     os.close(reader)
     os.setsid()
@@ -169,10 +176,8 @@ def _in_background(settings: Any, log: str | None) -> None:
 
 
 def _close_quietly(fd: int) -> None:
-    try:
+    with contextlib.suppress(OSError):
         os.close(fd)
-    except OSError:
-        pass
 
 
 def _log_to(path: str | None, *, foreground: bool) -> None:
@@ -261,11 +266,11 @@ def _status(options: argparse.Namespace) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     from zfsfs.daemon import choose_driver
-    from zfsfs.store import check, left_overs
+    from zfsfs.store import check, leftovers
 
     listing = choose_driver(options.store).list()
     problems = check(listing)
-    for each in left_overs(listing):
+    for each in leftovers(listing):
         print(f"{each}: left by a build that did not end; the next mkdir of that id clears it")
     for problem in problems:
         print(problem)

@@ -192,7 +192,7 @@ class Tree:
         await area.until(lambda: not area.opens)
         _let_go(area)
         self.table.closed(area.root)
-        await self.store.reaper.once()
+        self.store.reaper.hurry()
 
     async def _delete_result(self, area: Area) -> None:
         assert isinstance(area.place, ResultPlace)
@@ -231,14 +231,16 @@ class Tree:
         """The end: sessions are closed, running builds discarded, nothing is looked into any more."""
         with trio.CancelScope(shield=True):
             await self.sessions.close_all()
-            for ident, area in list(self.builds.items()):
-                _let_go(area)
+            for ident in list(self.builds):
+                _let_go(self.builds.pop(ident))
                 await self.store.builds.discard(ident)
             for area in self._results.values():
                 _let_go(area)
-            await self.store.reaper.once()
-            if self._state is not None:
-                self._state.close()
+            await self.store.caches.settle()
+            await self.store.reaper.try_all()
+            state, self._state = self._state, None
+            if state is not None:
+                state.close()
 
 
 def _build(area: Area) -> BuildPlace:

@@ -244,10 +244,15 @@ class Sessions:
         async with cache.lock:
             self._drop_view(cache)
             await self._store.caches.delete(name)
-            for area in cache.areas.values():
+            gone = list(cache.areas.values())
+            for area in gone:
                 _place(area).discarded = True
             cache.areas.clear()
             del self._shared[name]
+        for area in gone:
+            if _place(area).name.label is not None:
+                # Not here and now: the kernel holds the directory's lock until this rmdir is answered.
+                self.nursery.start_soon(self._tell, bytes(_place(area).name), [area.root.ino])
 
     async def close_all(self) -> None:
         """The end: every session is closed as if its holders had gone, and nothing is looked into any more."""

@@ -1,0 +1,18 @@
+"""Small things that tests of paths share."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+
+@contextmanager
+def failing(number: int) -> Iterator[None]:
+    """What is inside fails with this errno."""
+    with pytest.raises(OSError) as failure:  # noqa: PT011 - the number is looked at below
+        yield
+    got = failure.value.errno or 0
+    assert errno.errorcode.get(got) == errno.errorcode[number], failure.value

@@ -1,0 +1,193 @@
+"""Caches by path: open is clone, close is release; the first to close wins."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import pytest
+from errnos import failing
+from mounted_tree import until
+
+
+@pytest.fixture
+def cache(tree):
+    """A cache with a file, published."""
+    (tree / "caches/c").mkdir()
+    (tree / "caches/c/file").write_text("first")
+    assert tree.outcome("c") == "published"
+    return tree / "caches/c"
+
+
+@contextmanager
+def held(path):
+    """A handle on a directory, as `exec 9< DIR` has it."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def test_what_was_written_is_published_when_the_last_user_closes(tree, cache):
+    (cache / "file").write_text("second")
+    assert tree.outcome("c") == "published"
+    assert (cache / "file").read_text() == "second"
+    assert os.getxattr(cache, "user.zfsfs.generation") == b"2"
+
+
+def test_a_session_that_only_reads_is_unchanged(tree, cache):
+    assert (cache / "file").read_text() == "first"
+    assert tree.outcome("c") == "unchanged"
+    assert os.getxattr(cache, "user.zfsfs.generation") == b"1"
+
+
+def test_looking_opens_nothing(tree, cache):
+    before = tree.events("opened")
+    assert (cache / "file").stat().st_size == 5
+    assert not (cache / "nothing").exists()
+    assert tree.events("opened") == before
+
+
+def test_the_first_to_close_is_published_and_the_other_superseded(tree, cache):
+    one, two = tree / "caches/c@one", tree / "caches/c@two"
+    with held(one):
+        with held(two):
+            (one / "mine").write_text("1")
+            (two / "mine").write_text("2")
+            assert not (cache / "mine").exists()
+            assert (one / "mine").read_text() == "1"
+        assert tree.outcome("c@two") == "published"
+        assert (one / "mine").read_text() == "1"  # its own contents to its end
+        assert (cache / "mine").read_text() == "2"
+        tree.closed(1)
+    assert tree.outcome("c@one") == "superseded"
+    assert (one / "mine").read_text() == "2"
+
+
+def test_the_kernel_forgets_what_another_session_has_replaced(tree, cache):
+    with held(tree / "caches/c@x"):
+        (tree / "caches/c@x/file").write_text("newer and longer")
+        (tree / "caches/c@x/added").write_text("")
+        assert (cache / "file").stat().st_size == 5
+        assert not (cache / "added").exists()
+    assert tree.outcome("c@x") == "published"
+    assert (cache / "added").exists()
+    assert (cache / "file").stat().st_size == 16
+    assert (cache / "file").read_text() == "newer and longer"
+
+
+def test_a_removed_session_goes_nowhere(tree, cache):
+    mine = tree / "caches/c@mine"
+    with held(mine):
+        (mine / "file").write_text("worse")
+    subprocess.run(["rm", "-rf", mine], check=True)
+    assert tree.outcome("c@mine") in ("discarded", "published")
+    assert "c@mine" not in os.listdir(tree / "caches")
+
+
+def test_rmdir_of_a_session_with_changes_discards_them(tree, cache):
+    mine = tree / "caches/c@mine"
+    with held(mine):
+        (mine / "file").write_text("worse")
+        os.rmdir(mine)
+    assert tree.outcome("c@mine") == "discarded"
+    assert (cache / "file").read_text() == "first"
+
+
+def test_a_cache_is_deleted_when_no_session_of_it_is_held(tree, cache):
+    with held(tree / "caches/c@x"), failing(errno.EBUSY):
+        os.rmdir(cache)
+    os.rmdir(cache)
+    assert os.listdir(tree / "caches") == []
+    until(lambda: not os.path.exists(tree / "caches/c@x"))
+
+
+def test_a_working_directory_holds_a_session_and_a_crash_of_its_process_closes_it(tree, cache):
+    script = (
+        "import os; os.chdir('caches/c@job'); open('file', 'w').write('by the job'); print('x', flush=True); input()"
+    )
+    job = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=tree.path, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert job.stdout is not None
+    assert job.stdin is not None
+    job.stdout.read(1)
+    job.stdout.close()
+    until_held(tree, "c@job", f"(pid {job.pid})")
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    job.stdin.close()
+    assert tree.outcome("c@job") == "published"
+    assert (cache / "file").read_text() == "by the job"
+
+
+def until_held(tree, name, who):
+    """Wait until the daemon has seen who holds a session."""
+    while not any(who in " ".join(each["holders"]) for each in tree.status()["sessions"] if each["name"] == name):
+        assert any(each["name"] == name for each in tree.status()["sessions"])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="bind mounts need root")
+def test_a_bind_mount_in_another_namespace_holds_a_session(tree, cache, tmp_path):
+    target = tmp_path / "target"
+    target.mkdir()
+    script = f"mount --bind '{tree.path}/caches/c@box' '{target}' && echo in > '{target}/file' && echo x && read x"
+    box = subprocess.Popen(["unshare", "-m", "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert box.stdout is not None
+    assert box.stdin is not None
+    box.stdout.read(1)
+    box.stdout.close()
+    until_held(tree, "c@box", "mount of")
+    box.stdin.close()
+    box.wait()
+    assert tree.outcome("c@box") == "published"
+    assert (cache / "file").read_text() == "in\n"
+
+
+@pytest.mark.parametrize("name", [b"a b", b"%2", b"-r", "ä\n".encode(), b"\xff\xfe", b"x" * 60])
+def test_any_file_name_is_a_cache_name(tree, name):
+    path = os.fsencode(tree / "caches") + b"/" + name
+    os.mkdir(path)
+    with open(path + b"/file", "w") as file:
+        file.write("x")
+    tree.closed()
+    assert os.listdir(os.fsencode(tree / "caches")) == [name]
+    assert os.listdir(path) == [b"file"]
+    tree.closed()
+
+
+def test_names_without_a_cache_or_label_are_refused(tree):
+    with failing(errno.EINVAL):
+        os.mkdir(tree / "caches/x@")
+    with failing(errno.ENOENT):
+        os.mkdir(tree / "caches/nothing@label")
+    with failing(errno.ENAMETOOLONG):
+        os.mkdir(tree / "caches" / ("x" * (255 if os.environ.get("ZFSFS_TEST_POOL") else 256)))
+
+
+def test_what_is_in_use_at_the_end_is_published(tree, cache):
+    with held(tree / "caches/c@last"):
+        (tree / "caches/c@last/file").write_text("at the end")
+        tree.umount("--force")
+    tree.mount()
+    assert (cache / "file").read_text() == "at the end"
+
+
+def test_a_killed_daemon_loses_no_cache_and_its_mount_is_cleaned_up(tree, cache):
+    with held(tree / "caches/c@x"):
+        (tree / "caches/c@x/file").write_text("not published")
+        pid = tree.pid
+        watch = os.pidfd_open(pid)
+        os.kill(pid, signal.SIGKILL)
+        import select
+
+        select.select([watch], [], [])
+        os.close(watch)
+    tree.mount()
+    assert (cache / "file").read_text() == "first"
+    assert os.listdir(tree / "caches") == ["c"]

@@ -1,0 +1,107 @@
+"""The command line: what it says, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from mounted_tree import zfsfs
+
+
+def one_line(*arguments: object, expect: int) -> str:
+    """A command that fails says why in one line."""
+    done = zfsfs(*arguments, expect=expect)
+    assert done.stderr.startswith("zfsfs: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def test_bad_usage_is_exit_code_2(tmp_path):
+    one_line(expect=2)
+    one_line("frobnicate", expect=2)
+    one_line("mount", "x", expect=2)
+    one_line("mount", tmp_path, tmp_path, "-o", "frobnicate", expect=2)
+    one_line("mount", tmp_path, tmp_path, "--linger", "-1", expect=2)
+
+
+def test_a_store_that_cannot_be_reached_is_exit_code_3(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "mnt").mkdir()
+    assert "holds no zfsfs store" in one_line("mount", tmp_path, tmp_path / "mnt", expect=3)
+
+
+def test_a_second_daemon_is_refused_with_the_pid_of_the_first(tree, tmp_path):
+    (tmp_path / "other").mkdir()
+    assert str(tree.pid) in one_line("mount", tree.store, tmp_path / "other", expect=5)
+
+
+def test_a_mountpoint_must_be_an_empty_directory(tree, tmp_path):
+    (tmp_path / "full/x").mkdir(parents=True)
+    assert "not empty" in one_line("mount", tree.store, tmp_path / "full", expect=6)
+    assert "does not exist" in one_line("mount", tree.store, tmp_path / "nothing", expect=6)
+    assert "already" in one_line("mount", tree.store, tree.path, expect=6)
+    one_line("umount", tmp_path / "full", expect=6)
+    one_line("status", tmp_path / "full", expect=6)
+
+
+def test_unmounting_what_is_in_use_says_so_and_drops_nothing(tree):
+    (tree / "builds/b").mkdir()
+    assert "builds are running: b" in one_line("umount", tree.path, expect=4)
+    (tree / "builds/b").rmdir()
+    (tree / "caches/c").mkdir()
+    fd = os.open(tree / "caches/c", os.O_RDONLY)
+    assert "c" in one_line("umount", tree.path, expect=4)
+    assert tree.status()["sessions"][0]["open"] == 1
+    os.close(fd)
+
+
+def test_status_check_and_recover_tell(tree):
+    (tree / "caches/c").mkdir()
+    (tree / "builds/b").mkdir()
+    told = zfsfs("status", tree.path).stdout
+    assert "cache    c generation 0" in told
+    assert "build    b" in told
+    (tree / "builds/b").rmdir()
+    tree.umount()
+    assert "all is well" in zfsfs("check", tree.store).stdout
+    assert "nothing to do" in zfsfs("recover", "--dry-run", tree.store).stdout
+    tree.mount()
+
+
+def test_a_foreground_daemon_ends_with_a_signal(unmounted):
+    command = [sys.executable, "-m", "zfsfs", "mount", "-f", unmounted.store, unmounted.path, "--log", unmounted.log]
+    with subprocess.Popen(list(map(str, command))) as daemon:
+        while not (unmounted / "caches").exists():
+            assert daemon.poll() is None
+        daemon.terminate()
+        assert daemon.wait() == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes an ordinary user")
+@pytest.mark.skipif(bool(os.environ.get("ZFSFS_TEST_POOL")), reason="a pool needs root")
+def test_an_ordinary_user_mounts_a_directory_for_itself(tmp_path_factory):
+    import shutil
+    import tempfile
+
+    folder = tempfile.mkdtemp(prefix="zfsfs-")
+    try:
+        os.chown(folder, 1234, 1234)
+        user = ["setpriv", "--reuid=1234", "--regid=1234", "--clear-groups", "env", "HOME=/"]
+        program = "import sys; sys.path[:0] = sys.argv.pop(1).split(':'); from zfsfs.cli import main; main()"
+        # The environment of the tests may lie where an ordinary user can't look.
+        if subprocess.run([*user, sys.executable, "-c", "import pyfuse3, trio"], check=False).returncode:
+            pytest.skip("an ordinary user can't read this Python environment")
+        script = f"""
+            set -e
+            cd {folder}; mkdir mnt
+            z() {{ {sys.executable} -c "{program}" "{os.getcwd()}" "$@"; }}
+            z mount ./store mnt --linger 0
+            mkdir mnt/builds/b; echo x > mnt/builds/b/f; mv mnt/builds/b mnt/results/b; cat mnt/results/b/f
+            z umount mnt
+        """
+        done = subprocess.run([*user, "sh", "-c", script], capture_output=True, text=True, check=False)
+        assert (done.stdout, done.stderr) == ("x\n", "")
+    finally:
+        shutil.rmtree(folder)

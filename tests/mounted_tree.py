@@ -1,0 +1,72 @@
+"""A mounted store for tests, and the command line as they call it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+#: Seconds after which a test that waits for the daemon gives up.
+PATIENCE = 60.0
+
+
+def zfsfs(*arguments: object, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run the command line; its exit code must be the expected one and it never shows a traceback."""
+    command = [sys.executable, "-m", "zfsfs", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE * 2, check=False)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == expect, f"{done.args}: {done.stdout}{done.stderr}"
+    return done
+
+
+def until(condition: Callable[[], Any]) -> Any:
+    """The first true value of a condition that the daemon brings about in its own time."""
+    end = time.monotonic() + PATIENCE
+    while not (value := condition()):
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+    return value
+
+
+class Mounted:
+    """A mounted store."""
+
+    def __init__(self, store: str, folder: Path) -> None:
+        self.store = store
+        self.path = folder / "mnt"
+        self.log = folder / "log"
+        self.path.mkdir()
+
+    def mount(self, linger: float = 0.1, *more: str) -> None:
+        zfsfs("mount", self.store, self.path, "--linger", linger, "--log", self.log, *more)
+
+    def umount(self, *more: str) -> None:
+        zfsfs("umount", *more, self.path)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self / ".zfsfs/status.json").read_text())
+        return found
+
+    def events(self, kind: str) -> list[str]:
+        lines = (self / ".zfsfs/events").read_text().splitlines()
+        return [each["text"] for line in lines if (each := json.loads(line))["kind"] == kind]
+
+    def closed(self, count: int = 0) -> None:
+        """Wait until no more than `count` sessions are open and nothing waits to be destroyed."""
+        until(lambda: len((now := self.status())["sessions"]) <= count and not now["waiting"])
+
+    def outcome(self, name: str) -> str:
+        """How the last session of a cache ended, once it has."""
+        until(lambda: not any(each["name"] == name for each in self.status()["sessions"]))
+        return self.events("released")[-1].rpartition(" ")[2]
+
+    @property
+    def pid(self) -> int:
+        return int(self.status()["pid"])

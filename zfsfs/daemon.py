@@ -53,11 +53,17 @@ def choose_driver(store: str) -> Driver:
     return ZfsDriver(store)
 
 
+def _is_withdrawn(record: logging.LogRecord) -> bool:
+    """Whether pyfuse3 complains of a request that the kernel no longer wants an answer to (its caller was killed)."""
+    return "fuse_reply" in record.getMessage() and "No such file" in record.getMessage()
+
+
 def serve(settings: Settings, ready: Callable[[], None]) -> None:
     """Mount and serve until unmounted or told to end; `ready` is called when the tree is usable.
 
     Raises Locked, Unavailable, MountError, InvalidName; nothing is mounted then.
     """
+    logging.getLogger("pyfuse3").addFilter(lambda record: not _is_withdrawn(record))
     os.umask(0)  # modes come from the callers
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -258,7 +258,7 @@ def _status(options: argparse.Namespace) -> None:
         held = f"{each['open']} open files" if each["open"] else ", ".join(each["holders"]) or "nobody"
         print(f"session  {each['name']} of generation {each['generation']}, held by {held}")
     for each in status["waiting"]:
-        print(f"waiting  {each['dataset']}: {each['reason']}")
+        print(f"waiting  {each['dataset']}: {each['reason'] or 'about to be destroyed'}")
 
 
 # check, recover

@@ -165,7 +165,13 @@ class Sessions:
             async with place.cache.lock:
                 if place.session is None or (area.opens and not force):
                     return
-                outcome = await self._end(area, place)
+                # From here on who wants to open or change something waits for the next session: what came after
+                # the snapshot would be lost.
+                place.closing = True
+                try:
+                    outcome = await self._end(area, place)
+                finally:
+                    place.closing = False
                 place.session, place.outcome, place.holders = None, outcome.value, []
                 self.open_areas.discard(area)
                 if outcome is Outcome.PUBLISHED:

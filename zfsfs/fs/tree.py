@@ -108,7 +108,7 @@ class Tree:
     async def begin(self, area: Area) -> None:
         """Something in an area is about to be opened or changed."""
         if isinstance(area.place, CachePlace):
-            if area.place.session is None or area.place.discarded:
+            if area.place.session is None or area.place.closing or area.place.discarded:
                 await self.sessions.begin(area)
         elif area.view is None:
             await self.ready(area)

@@ -46,7 +46,8 @@ class ResultPlace:
 @dataclass(eq=False, slots=True)
 class CachePlace:
     """A cache by one of its paths. `session` is there while it is open; `discarded`: its directory was removed
-    and what is still open in it goes nowhere. `closing`: its session is being released. `outcome` is how its last session ended."""
+    and what is still open in it goes nowhere. `closing`: its session is being released. `outcome` is how its last
+    session ended."""
 
     name: SessionName
     cache: SharedCache

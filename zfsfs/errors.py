@@ -22,14 +22,13 @@ Every exception carries the errno that a path operation answers with and the exi
 from __future__ import annotations
 
 import errno as _errno
-from typing import ClassVar
 
 
 class ZfsfsError(Exception):
     """Base of all; `errno` is what a path operation answers, `exit_code` what the command line ends with."""
 
     errno: int = _errno.EIO
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
 
 
 class InvalidName(ZfsfsError):

@@ -1,0 +1,50 @@
+"""The command line. A mistake prints one line and ends with the exit code of its error; see `zfsfs.errors`.
+
+Each command stands in a module with others of its kind, and is added to the parser by that module's `add`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import NoReturn
+
+from zfsfs.cli import mounted, mounting, resting
+from zfsfs.cli.parsing import Parser
+from zfsfs.errors import ZfsfsError
+
+_EPILOG = """\
+STORE is a ZFS dataset (tank/ci), or a path that begins with '/' or '.' and names a directory for a store
+without ZFS. Exit codes: 0 done, 1 failed, 2 usage, 3 store unavailable, 4 busy, 5 store locked, 6 mountpoint,
+7 inconsistent store."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="zfsfs", description="A filesystem whose directories are a build store.", epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in (mounting, mounted, resting):
+        module.add(commands)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run a command and exit."""
+    try:
+        options = _parser().parse_args(arguments)
+        options.run(options)
+        code = 0
+    except ZfsfsError as error:
+        print(f"zfsfs: {error}", file=sys.stderr)
+        code = error.exit_code
+    except BrokenPipeError:
+        code = 1
+    except OSError as error:
+        print(f"zfsfs: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt:
+        code = 130
+    sys.stdout.flush()
+    sys.exit(code)

@@ -1,0 +1,91 @@
+"""A daemon in a process of its own, and where it logs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import logging.handlers
+import os
+import sys
+
+from zfsfs.daemon import Settings, serve
+from zfsfs.errors import ZfsfsError
+
+
+class _DaemonFailed(ZfsfsError):
+    """What went wrong in the daemon, with the exit code that it chose."""
+
+    def __init__(self, text: str, number: str) -> None:
+        super().__init__(text)
+        self.exit_code = int(number) if number.isdigit() else 1
+
+
+def in_background(settings: Settings, log: str | None) -> None:
+    """Serve in a process of its own; return when it is ready, or raise what went wrong there."""
+    reader, writer = os.pipe()
+    sys.stdout.flush()
+    if os.fork() != 0:
+        os.close(writer)
+        with os.fdopen(reader, "rb") as said:
+            answer = said.read()
+        if answer != b"ready":
+            number, _, text = answer.decode("utf-8", "replace").partition(" ")
+            raise _DaemonFailed(text or "the daemon ended before it was ready; see its log", number)
+        return
+    os.close(reader)
+    os.setsid()
+    if os.fork() != 0:
+        os._exit(0)
+    code = 0
+
+    def say(text: bytes) -> None:
+        nonlocal writer
+        if writer >= 0:
+            os.write(writer, text)
+            os.close(writer)
+            writer = -1
+
+    try:
+        os.chdir("/")
+        null = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(null, stream)
+        # What the caller had open is none of our business, and would keep pipes of its shell waiting.
+        most = max((int(name) for name in os.listdir("/proc/self/fd")), default=0)
+        for fd in range(3, most + 1):
+            if fd != writer:
+                _close_quietly(fd)
+        log_to(log, foreground=False)
+        serve(settings, lambda: say(b"ready"))
+    except ZfsfsError as error:
+        code = error.exit_code
+        logging.getLogger("zfsfs").error("%s", error)
+        say(f"{code} {error}".encode())
+    except BaseException as error:
+        code = 1
+        logging.getLogger("zfsfs").exception("the daemon failed")
+        say(f"1 the daemon failed: {error!r}".encode())
+    logging.shutdown()
+    os._exit(code)
+
+
+def _close_quietly(fd: int) -> None:
+    with contextlib.suppress(OSError):
+        os.close(fd)
+
+
+def log_to(path: str | None, *, foreground: bool) -> None:
+    """Send the log to a file, to standard error in the foreground, or to the system's log."""
+    handler: logging.Handler
+    text = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    if path is not None:
+        handler = logging.FileHandler(path)
+    elif foreground:
+        handler = logging.StreamHandler()
+    elif os.path.exists("/dev/log"):
+        handler = logging.handlers.SysLogHandler("/dev/log")
+        text = "zfsfs[%(process)d]: %(message)s"
+    else:
+        handler = logging.NullHandler()
+    handler.setFormatter(logging.Formatter(text))
+    logging.basicConfig(handlers=[handler], level=logging.INFO)

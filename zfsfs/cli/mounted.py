@@ -1,0 +1,91 @@
+"""Commands on a mounted tree: umount, status."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import select
+import signal
+from typing import TYPE_CHECKING, Any
+
+from zfsfs import mountpoint as mountpoints
+from zfsfs.errors import Busy, MountError
+
+if TYPE_CHECKING:
+    from zfsfs.cli.parsing import Commands
+
+
+def add(commands: Commands) -> None:
+    """Add the commands to the parser."""
+    umount = commands.add_parser("umount", help="unmount; waits until every session is released")
+    umount.set_defaults(run=_umount)
+    umount.add_argument("mountpoint", metavar="MOUNTPOINT")
+    umount.add_argument("--force", action="store_true", help="even when it is in use; says what is dropped")
+    status = commands.add_parser("status", help="what is going on")
+    status.set_defaults(run=_status)
+    status.add_argument("--json", action="store_true")
+    status.add_argument("mountpoint", metavar="MOUNTPOINT")
+
+
+def read_status(mountpoint: str) -> dict[str, Any]:
+    """What a mounted tree says of itself. Raises MountError where there is none."""
+    path = os.path.abspath(mountpoint)
+    if mountpoints.mounted_type(path) != mountpoints.FSTYPE:
+        raise MountError(f"{mountpoint} has no zfsfs")
+    with open(os.path.join(path, ".zfsfs", "status.json"), "rb") as file:
+        found: dict[str, Any] = json.load(file)
+    return found
+
+
+def _umount(options: argparse.Namespace) -> None:
+    path = os.path.abspath(options.mountpoint)
+    if mountpoints.mounted_type(path) == mountpoints.FSTYPE and mountpoints.is_dead(path):
+        mountpoints.unmount(path, lazy=True)
+        print(f"{options.mountpoint}: its daemon had died; the next mount recovers the store")
+        return
+    status = read_status(path)
+    builds = [build["id"] for build in status["builds"]]
+    daemon = os.pidfd_open(status["pid"])
+    if options.force:
+        for build in builds:
+            print(f"dropped: build {build}, which was running")
+        for session in status["sessions"]:
+            who = f"{session['open']} open files" if session["open"] else ", ".join(session["holders"]) or "nobody"
+            print(f"closed: session {session['name']}, held by {who}")
+        signal.pidfd_send_signal(daemon, signal.SIGTERM)
+    elif builds:
+        raise Busy(f"builds are running: {', '.join(builds)}; publish or remove them, or use --force")
+    else:
+        try:
+            mountpoints.unmount(path)
+        except Busy as error:
+            held = [f"{each['name']} ({', '.join(each['holders']) or 'open files'})" for each in status["sessions"]]
+            raise Busy(f"{error}{'; open sessions: ' + ', '.join(held) if held else ''}; or use --force") from None
+    _wait(daemon)
+    if mountpoints.mounted_type(path) == mountpoints.FSTYPE:
+        mountpoints.unmount(path, lazy=True)
+
+
+def _wait(pidfd: int) -> None:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    poll.poll()
+    os.close(pidfd)
+
+
+def _status(options: argparse.Namespace) -> None:
+    status = read_status(options.mountpoint)
+    if options.json:
+        print(json.dumps(status, indent=1))
+        return
+    print(f"{status['store']}, daemon {status['pid']}, {status['results']} results")
+    for build in status["builds"]:
+        print(f"build    {build['id']}" + (f" from {build['base']}" if build["base"] else ""))
+    for cache in status["caches"]:
+        print(f"cache    {cache['name']} generation {cache['generation']}")
+    for each in status["sessions"]:
+        held = f"{each['open']} open files" if each["open"] else ", ".join(each["holders"]) or "nobody"
+        print(f"session  {each['name']} of generation {each['generation']}, held by {held}")
+    for each in status["waiting"]:
+        print(f"waiting  {each['dataset']}: {each['reason'] or 'about to be destroyed'}")

@@ -1,0 +1,65 @@
+"""zfsfs mount."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING
+
+from zfsfs.errors import UsageError
+
+if TYPE_CHECKING:
+    from zfsfs.cli.parsing import Commands
+
+#: Options of mount(8) that change nothing here, or that FUSE is told of as they are.
+_IGNORED = {"rw", "defaults", "nosuid", "nodev", "user", "nouser", "auto", "noauto", "_netdev", "nofail", "noatime"}
+_PASSED = {"allow_other", "allow_root", "noexec"}
+
+
+def add(commands: Commands) -> None:
+    """Add the command to the parser."""
+    mount = commands.add_parser("mount", help="mount a store; returns when the tree is usable")
+    mount.set_defaults(run=_mount)
+    mount.add_argument("store", metavar="STORE")
+    mount.add_argument("mountpoint", metavar="MOUNTPOINT")
+    mount.add_argument(
+        "-f", "--foreground", action="store_true", help="stay in the foreground, log to standard error"
+    )
+    mount.add_argument(
+        "-o", dest="options", action="append", default=[], metavar="OPTIONS", help="as mount(8) has it"
+    )
+    mount.add_argument(
+        "--linger", type=float, metavar="SECONDS", help="how long a session outlives its last user (2)"
+    )
+    mount.add_argument("--log", metavar="FILE", help="where the daemon's log goes (the system's log)")
+
+
+def _mount(options: argparse.Namespace) -> None:
+    # Here, not above: what a daemon needs takes long to import, and most commands are none.
+    from zfsfs.cli.background import in_background, log_to
+    from zfsfs.daemon import Settings, serve
+
+    linger, log, foreground = 2.0 if options.linger is None else options.linger, options.log, options.foreground
+    passed = set()
+    for option in (each for text in options.options for each in text.split(",") if each):
+        key, _, value = option.partition("=")
+        if key == "linger":
+            try:
+                linger = float(value)
+            except ValueError:
+                raise UsageError(f"-o linger={value}: that is no number of seconds") from None
+        elif key == "log" and value:
+            log = value
+        elif option in _PASSED:
+            passed.add(option)
+        elif option not in _IGNORED:
+            raise UsageError(f"-o {option}: there is no such option")
+    if not 0 <= linger < float("inf"):
+        raise UsageError(f"--linger {linger}: seconds, not below 0")
+    store = os.path.abspath(options.store) if options.store.startswith((".", "/")) else options.store
+    settings = Settings(store, os.path.abspath(options.mountpoint), linger, frozenset(passed))
+    if foreground:
+        log_to(log, foreground=True)
+        serve(settings, lambda: None)
+        return
+    in_background(settings, os.path.abspath(log) if log else None)

@@ -186,6 +186,22 @@ def missing_host_commands(*commands: str) -> list[str]:
     return [HOST_PACKAGES[command] for command in commands if not shutil.which(command)]
 
 
+def install_to_run() -> None:
+    """What running takes beside the image, which may be older than this machine's packages."""
+    missing = missing_host_commands("qemu-system-x86_64", "git")
+    if not missing:
+        return
+    if os.geteuid() != 0:
+        raise Failure(f"missing here; as root: apt-get install {' '.join(missing)}")
+    say(f"installing {' '.join(missing)}")
+    install = ("apt-get", "install", "-qq", "-y", "--no-install-recommends", *missing)
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    subprocess.run(("apt-get", "update", "-qq"), check=False)  # the lists may be old or absent
+    done = subprocess.run(install, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Failure(f"{' '.join(missing)} can't be installed: {done.stderr.strip()}")
+
+
 def download(wheels: Path, step: Callable[..., None]) -> None:
     """On the host, because pip inside the image would not have the host's package settings."""
     wanted = requirements()

@@ -19,6 +19,8 @@ import trio
 from zfsfs import mountpoint as mountpoints
 from zfsfs.driver import Driver
 from zfsfs.errors import MountError
+from zfsfs.fs import status
+from zfsfs.fs.control import CONTROL, Control, Text
 from zfsfs.fs.operations import Operations, tell_kernel
 from zfsfs.fs.passthrough import FileHandle, Passthrough
 from zfsfs.fs.tree import Tree
@@ -99,7 +101,7 @@ async def _mounted(
     if os.geteuid() == 0:
         options.add("allow_other")
     try:
-        pyfuse3.init(Operations(tree, files), mountpoint, options)
+        pyfuse3.init(Operations(tree, files, own_files(tree)), mountpoint, options)
     except RuntimeError as failure:
         raise MountError(f"{mountpoint} can't be mounted: {failure}; is there a /dev/fuse for you?") from None
     try:
@@ -118,10 +120,18 @@ async def _mounted(
             files.close(number)
 
 
+def own_files(tree: Tree) -> Control:
+    """The tree's own directories and files."""
+    own = Control()
+    for ino, (name, make) in enumerate(status.files(tree).items(), CONTROL + 1):
+        own.put(own.folder, CONTROL, ino, name, Text(make))
+    return own
+
+
 async def _announce(mountpoint: str, tree: Tree, ready: Callable[[], None]) -> None:
     """Once the tree answers, say so. In a thread, for it is we who answer."""
-    status = await trio.to_thread.run_sync(os.stat, mountpoint, abandon_on_cancel=True)
-    tree.device = status.st_dev
+    found = await trio.to_thread.run_sync(os.stat, mountpoint, abandon_on_cancel=True)
+    tree.device = found.st_dev
     ready()
 
 

@@ -1,7 +1,7 @@
 """The edge to pyfuse3: each handler finds the node, calls, and converts back.
 
 Guarantees: a lookup is counted once for every entry that the kernel took. Requests on the tree's own directories go
-to `Tree`, those in areas to `Passthrough`.
+to `Tree` and `Control`, those in areas to `Passthrough`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import pyfuse3
 import trio
 
 from zfsfs.errors import Missing
-from zfsfs.fs import status
+from zfsfs.fs import control, status
 from zfsfs.fs.area import Area
+from zfsfs.fs.control import FIRST_INODE, Control, Own, Reader
 from zfsfs.fs.nodes import Node
 from zfsfs.fs.passthrough import Caller, DirectoryHandle, Passthrough, error
 from zfsfs.fs.replies import absent, answered, attributes, own_attributes
@@ -26,11 +27,7 @@ from zfsfs.fs.tree import BUILDS, CACHES, RESULTS, Tree
 
 log = logging.getLogger(__name__)
 
-_ROOT, _BUILDS, _RESULTS, _CACHES, _CONTROL = 1, 2, 3, 4, 5
-_GROUPS = {_BUILDS: BUILDS, _RESULTS: RESULTS, _CACHES: CACHES}
-_TOP = {BUILDS: _BUILDS, RESULTS: _RESULTS, CACHES: _CACHES, b".zfsfs": _CONTROL}
-_FILES = {b"status.json": 6, b"events": 7, b"metrics": 8}
-_MODES = {_ROOT: 0o755, _BUILDS: 0o1777, _RESULTS: 0o1777, _CACHES: 0o1777, _CONTROL: 0o755}
+_GROUPS = {control.BUILDS: BUILDS, control.RESULTS: RESULTS, control.CACHES: CACHES}
 #: Handles of the tree's own files and directories start here; those of areas are descriptors.
 _FIRST_OWN_HANDLE = 1 << 32
 
@@ -48,7 +45,7 @@ async def tell_kernel(name: bytes, inodes: list[int]) -> None:
                 if failure.errno != errno.ENOENT:
                     raise
         try:
-            pyfuse3.invalidate_entry(_CACHES, name)
+            pyfuse3.invalidate_entry(control.CACHES, name)
         except OSError as failure:
             if failure.errno not in (errno.ENOENT, errno.EBUSY):
                 raise
@@ -64,13 +61,14 @@ class Operations(pyfuse3.Operations):
     enable_writeback_cache = True
     enable_acl = True
 
-    def __init__(self, tree: Tree, files: Passthrough) -> None:
+    def __init__(self, tree: Tree, files: Passthrough, own: Control) -> None:
         super().__init__()
         self._tree = tree
         self._files = files
+        self._control = own
         self._by_ino = tree.table.by_ino
         self._born = time.time_ns()
-        self._own: dict[int, list[tuple[bytes, int]] | bytes] = {}
+        self._own: dict[int, list[tuple[int, bytes]] | Reader] = {}
         self._next_own = _FIRST_OWN_HANDLE
 
     # Finding.
@@ -78,7 +76,7 @@ class Operations(pyfuse3.Operations):
     async def _node(self, ino: int) -> Node:
         node = self._by_ino.get(ino)
         if node is None:
-            raise error(errno.EPERM if ino < 64 else errno.ESTALE)
+            raise error(errno.EPERM if ino < FIRST_INODE else errno.ESTALE)
         if node.area.view is None:
             await self._tree.ready(node.area)
         return node
@@ -88,10 +86,8 @@ class Operations(pyfuse3.Operations):
         await self._tree.begin(node.area)
         return node
 
-    def _own_attributes(self, ino: int) -> Attributes:
-        if ino in _MODES:
-            return own_attributes(ino, stat.S_IFDIR | _MODES[ino], self._born)
-        return own_attributes(ino, stat.S_IFREG | 0o444, self._born)
+    def _own_attributes(self, own: Own) -> Attributes:
+        return own_attributes(own.ino, own.entry.facts(), self._born, passing=own.passing)
 
     async def _root_of(self, area: Area) -> Attributes:
         if area.view is None:
@@ -100,7 +96,7 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: object) -> Attributes:
-        if parent_inode < 64:
+        if parent_inode < FIRST_INODE:
             return await self._lookup_own(parent_inode, name)
         parent = await self._node(parent_inode)
         try:
@@ -111,12 +107,10 @@ class Operations(pyfuse3.Operations):
         return attributes(node.ino, st)
 
     async def _lookup_own(self, parent: int, name: bytes) -> Attributes:
-        if parent == _ROOT and name in _TOP:
-            return self._own_attributes(_TOP[name])
-        if parent == _CONTROL and name in _FILES:
-            return self._own_attributes(_FILES[name])
         if parent not in _GROUPS:
-            raise error(errno.ENOENT)
+            own = self._control.find(parent, name)
+            own.lookups += 1
+            return self._own_attributes(own)
         area = self._tree.find(_GROUPS[parent], name)
         entry = await self._root_of(area)
         self._found(area)
@@ -128,13 +122,15 @@ class Operations(pyfuse3.Operations):
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for ino, count in inode_list:
-            if ino >= 64:
+            if ino >= FIRST_INODE:
                 self._tree.table.forget(ino, count)
+            else:
+                self._control.forget(ino, count)
 
     @answered
     async def getattr(self, inode: int, ctx: object) -> Attributes:
-        if inode < 64:
-            return self._own_attributes(inode)
+        if inode < FIRST_INODE:
+            return self._own_attributes(self._control.get(inode))
         return self._attributes(await self._node(inode))
 
     def _attributes(self, node: Node) -> Attributes:
@@ -202,7 +198,7 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: object) -> Attributes:
-        if new_parent_inode < 64:
+        if new_parent_inode < FIRST_INODE:
             raise error(errno.EPERM)
         parent = await self._changing(new_parent_inode)
         self._files.link(await self._node(inode), parent, new_name)
@@ -223,13 +219,15 @@ class Operations(pyfuse3.Operations):
     async def rename(
         self, parent_inode_old: int, name_old: bytes, parent_inode_new: int, name_new: bytes, flags: int, ctx: object
     ) -> None:
-        if parent_inode_old < 64 or parent_inode_new < 64:
-            if (parent_inode_old, parent_inode_new) == (_BUILDS, _RESULTS):
+        if parent_inode_old < FIRST_INODE or parent_inode_new < FIRST_INODE:
+            if (parent_inode_old, parent_inode_new) == (control.BUILDS, control.RESULTS):
                 if flags & pyfuse3.RENAME_EXCHANGE:
                     raise error(errno.EINVAL)
                 await self._tree.publish(name_old, name_new)
                 return
-            same = parent_inode_old == parent_inode_new or (parent_inode_old < 64 and parent_inode_new < 64)
+            same = parent_inode_old == parent_inode_new or (
+                parent_inode_old < FIRST_INODE and parent_inode_new < FIRST_INODE
+            )
             raise error(errno.EPERM if same else errno.EXDEV)
         old = await self._changing(parent_inode_old)
         new = await self._changing(parent_inode_new)
@@ -239,7 +237,7 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def getxattr(self, inode: int, name: bytes, ctx: object) -> bytes:
-        if inode < 64:
+        if inode < FIRST_INODE:
             raise error(errno.ENODATA)
         node = await self._node(inode)
         if node.parent is None and name.startswith(b"user.zfsfs."):
@@ -251,7 +249,7 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def listxattr(self, inode: int, ctx: object) -> Sequence[bytes]:
-        if inode < 64:
+        if inode < FIRST_INODE:
             return []
         node = await self._node(inode)
         mine = status.xattr_names(node.area) if node.parent is None else []
@@ -271,17 +269,19 @@ class Operations(pyfuse3.Operations):
     # Files.
 
     @answered
-    async def open(self, inode: int, flags: int, ctx: object) -> pyfuse3.FileInfo:
-        if inode < 64:
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        if inode < FIRST_INODE:
             if flags & os.O_ACCMODE:
                 raise error(errno.EACCES)
-            names = {ino: name for name, ino in _FILES.items()}
-            fh = self._keep_own(status.files(self._tree)[names[inode]])
-            return pyfuse3.FileInfo(fh=fh, direct_io=True)
+            file = self._control.get(inode).entry
+            if isinstance(file, control.Folder):
+                raise error(errno.EISDIR)
+            reader = await file.open(control.Asker(ctx.uid, ctx.pid, flags))
+            return pyfuse3.FileInfo(fh=self._keep_own(reader), direct_io=True)
         node = await self._changing(inode)
         return pyfuse3.FileInfo(fh=self._files.open(node, flags).fd, keep_cache=True)
 
-    def _keep_own(self, contents: list[tuple[bytes, int]] | bytes) -> int:
+    def _keep_own(self, contents: list[tuple[int, bytes]] | Reader) -> int:
         self._next_own += 1
         self._own[self._next_own] = contents
         return self._next_own
@@ -300,8 +300,8 @@ class Operations(pyfuse3.Operations):
     async def read(self, fh: int, off: int, size: int) -> bytes:
         own = self._own.get(fh)
         if own is not None:
-            assert isinstance(own, bytes)
-            return own[off : off + size]
+            assert not isinstance(own, list)
+            return await own.read(off, size)
         return await self._files.read(self._files.file(fh), off, size)
 
     @answered
@@ -314,8 +314,11 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def release(self, fh: int) -> None:
-        if self._own.pop(fh, None) is None:
+        own = self._own.pop(fh, None)
+        if own is None:
             self._files.close(fh)
+        elif not isinstance(own, list):
+            own.close()
 
     @answered
     async def fsync(self, fh: int, datasync: bool) -> None:
@@ -327,9 +330,9 @@ class Operations(pyfuse3.Operations):
     @answered
     async def opendir(self, inode: int, ctx: object) -> int:
         if inode in _GROUPS:
-            return self._keep_own([(name, -inode) for name in self._tree.names(_GROUPS[inode])])
-        if inode < 64:
-            return self._keep_own(list((_TOP if inode == _ROOT else _FILES).items()))
+            return self._keep_own([(inode, name) for name in self._tree.names(_GROUPS[inode])])
+        if inode < FIRST_INODE:
+            return self._keep_own([(inode, name) for name in self._control.names(inode)])
         return self._files.opendir(await self._changing(inode)).fd
 
     @answered
@@ -356,22 +359,27 @@ class Operations(pyfuse3.Operations):
                 return
             found.lookups += 1
 
-    async def _read_own(self, entries: list[tuple[bytes, int]], start: int, token: pyfuse3.ReaddirToken) -> None:
+    async def _read_own(self, entries: list[tuple[int, bytes]], start: int, token: pyfuse3.ReaddirToken) -> None:
         for position in range(start, len(entries)):
-            name, ino = entries[position]
-            area: Area | None = None
-            if ino > 0:
-                entry = self._own_attributes(ino)
-            else:
-                try:
-                    area = self._tree.find(_GROUPS[-ino], name)
-                    entry = await self._root_of(area)
-                except (Missing, OSError):
-                    continue  # it has gone since
+            parent, name = entries[position]
+            found: Area | Own
+            try:
+                if parent in _GROUPS:
+                    found = self._tree.find(_GROUPS[parent], name)
+                    entry = await self._root_of(found)
+                else:
+                    found = self._control.find(parent, name)
+                    entry = self._own_attributes(found)
+            except (Missing, OSError):
+                continue  # it has gone since
             if not pyfuse3.readdir_reply(token, name, entry, position + 1):
+                if isinstance(found, Own):
+                    self._control.forget(found.ino, 0)
                 return
-            if area is not None:
-                self._found(area)
+            if isinstance(found, Own):
+                found.lookups += 1
+            else:
+                self._found(found)
 
     @answered
     async def releasedir(self, fh: int) -> None:

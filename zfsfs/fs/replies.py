@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 import pyfuse3
 
 from zfsfs.errors import ZfsfsError
+from zfsfs.fs.control import Facts
 
 log = logging.getLogger(__name__)
 
@@ -42,19 +43,20 @@ def attributes(ino: int, st: os.stat_result) -> pyfuse3.EntryAttributes:
     return entry
 
 
-def own_attributes(ino: int, mode: int, born: int, size: int = 0) -> pyfuse3.EntryAttributes:
-    """The attributes of a directory or file of the tree's own, which never change."""
+def own_attributes(ino: int, facts: Facts, born: int, *, passing: bool) -> pyfuse3.EntryAttributes:
+    """The attributes of a directory or file of the tree's own; the kernel keeps those of directories that stay."""
     entry = pyfuse3.EntryAttributes()
+    folder = stat.S_ISDIR(facts.mode)
     entry.st_ino = ino
-    entry.entry_timeout = FOREVER
-    entry.attr_timeout = FOREVER if stat.S_ISDIR(mode) else 0.0
-    entry.st_mode = mode
-    entry.st_nlink = 2 if stat.S_ISDIR(mode) else 1
-    entry.st_uid = os.geteuid()
-    entry.st_gid = os.getegid()
-    entry.st_size = size
+    entry.entry_timeout = 0.0 if passing else FOREVER
+    entry.attr_timeout = FOREVER if folder and not passing else 0.0
+    entry.st_mode = facts.mode
+    entry.st_nlink = 2 if folder else 1
+    entry.st_uid, entry.st_gid = facts.owner or (os.geteuid(), os.getegid())
+    entry.st_size = facts.size
     entry.st_blksize = 4096
-    entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = born
+    when = born if facts.changed is None else int(facts.changed * 1e9)
+    entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = when
     return entry
 
 

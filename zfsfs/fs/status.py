@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 import trio
@@ -57,21 +58,28 @@ def status(tree: Tree) -> dict[str, Any]:
     }
 
 
-def files(tree: Tree) -> dict[bytes, bytes]:
-    """The contents of the files in .zfsfs."""
-    log = tree.store.events
+def files(tree: Tree) -> dict[bytes, Callable[[], bytes]]:
+    """The files in .zfsfs, and what makes their contents."""
+    return {
+        b"status.json": lambda: json.dumps(status(tree), indent=1).encode() + b"\n",
+        b"events": lambda: _events(tree),
+        b"metrics": lambda: _metrics(tree),
+    }
+
+
+def _metrics(tree: Tree) -> bytes:
     now = status(tree)
-    metrics = [f'zfsfs_events_total{{kind="{kind}"}} {count}' for kind, count in sorted(log.counts.items())]
+    counts = tree.store.events.counts
+    metrics = [f'zfsfs_events_total{{kind="{kind}"}} {count}' for kind, count in sorted(counts.items())]
     metrics += [f"zfsfs_{name} {len(now[name])}" for name in ("builds", "caches", "sessions", "waiting")]
     metrics.append(f"zfsfs_results {now['results']}")
-    events = [
-        {"time": each.time, "kind": each.kind, "subject": each.subject, "text": each.text} for each in log.recent
-    ]
-    return {
-        b"status.json": json.dumps(now, indent=1).encode() + b"\n",
-        b"events": b"".join(json.dumps(each).encode() + b"\n" for each in events),
-        b"metrics": "".join(line + "\n" for line in metrics).encode(),
-    }
+    return "".join(line + "\n" for line in metrics).encode()
+
+
+def _events(tree: Tree) -> bytes:
+    recent = tree.store.events.recent
+    events = [{"time": each.time, "kind": each.kind, "subject": each.subject, "text": each.text} for each in recent]
+    return b"".join(json.dumps(each).encode() + b"\n" for each in events)
 
 
 _NAMES = ("id", "base", "state", "generation", "outcome", "created", "dataset", "used", "referenced")

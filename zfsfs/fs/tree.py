@@ -15,6 +15,7 @@ import trio
 from zfsfs.driver import View
 from zfsfs.errors import Busy, Exists, InvalidName, Missing
 from zfsfs.fs.area import Area
+from zfsfs.fs.control import FIRST_INODE
 from zfsfs.fs.holders import Holder, holders
 from zfsfs.fs.nodes import NodeTable, stale
 from zfsfs.fs.passthrough import Caller, error
@@ -24,8 +25,6 @@ from zfsfs.names import BuildId, BuildName, Dataset, SessionName, Snapshot
 from zfsfs.store import Store
 
 BUILDS, RESULTS, CACHES = b"builds", b"results", b"caches"
-#: The first inode number of what lies in datasets; smaller ones are the tree's own.
-FIRST_INODE = 64
 
 
 class Tree:

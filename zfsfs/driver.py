@@ -131,6 +131,16 @@ class View(Protocol):
         """Let go; a second call does nothing."""
 
 
+@dataclass(frozen=True, slots=True)
+class Native:
+    """A dataset to be mounted, natively. `fd`, owned by who has asked for it, is a detached mount with all its
+    attributes (`detached`), or, where the daemon may not make one, a directory to be bound by who can see it."""
+
+    fd: int
+    detached: bool
+    read_only: bool
+
+
 class Driver(Protocol):
     """Storage of one pool."""
 

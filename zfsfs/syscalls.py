@@ -1,6 +1,7 @@
 """System calls that Python does not have, through ctypes: thin, typed, and raising OSError with the call's name.
 
-Sources: renameat2(2), fsopen(2), fsconfig(2), fsmount(2), move_mount(2), ioctl_ficlone(2), umount2(2), statx(2).
+Sources: renameat2(2), fsopen(2), fsconfig(2), fsmount(2), move_mount(2), ioctl_ficlone(2), umount2(2), statx(2),
+open_tree(2), mount_setattr(2), mount(2), unshare(2).
 """
 
 from __future__ import annotations
@@ -8,12 +9,14 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import struct
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
 _AT_EMPTY_PATH = 0x1000
 FICLONE = 0x40049409
 
@@ -25,12 +28,21 @@ MOUNT_ATTR_RDONLY = 0x1
 MOUNT_ATTR_NOSUID = 0x2
 MOUNT_ATTR_NODEV = 0x4
 MOUNT_ATTR_NOATIME = 0x10
+_MOUNT_ATTR_ATIME = 0x70
+_MOUNT_ATTR_IDMAP = 0x100000
+_SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
+_OPEN_TREE_CLONE = 1
+_MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
+CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
+_MS_REC, _MS_SLAVE = 0x4000, 0x80000
 
 _libc.renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 _libc.fchownat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint, ctypes.c_int)
 _libc.syncfs.argtypes = (ctypes.c_int,)
 _libc.syscall.restype = ctypes.c_long
+_libc.unshare.argtypes = (ctypes.c_int,)
+_libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_void_p)
 
 
 def _check(result: int, call: str, path: object = None) -> int:
@@ -88,3 +100,36 @@ def detached_mount(kind: str, source: str, attributes: int, flags: tuple[str, ..
 def _fsconfig(context: int, command: int, key: bytes | None, value: bytes | None) -> None:
     result = _libc.syscall(_SYS_FSCONFIG, context, ctypes.c_uint(command), key, value, 0)
     _check(result, "fsconfig", value)
+
+
+def clone_mount(fd: int) -> int:
+    """open_tree(2) with OPEN_TREE_CLONE: the directory `fd` as the root of a detached mount, as `detached_mount`."""
+    flags = ctypes.c_uint(_OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH)
+    return _check(_libc.syscall(_SYS_OPEN_TREE, fd, b"", flags), "open_tree")
+
+
+def set_mount_attributes(mount: int, attributes: int, user_namespace: int = -1) -> None:
+    """mount_setattr(2): set attributes of a mount; with the descriptor of a user namespace it is mapped by that."""
+    mapped = _MOUNT_ATTR_IDMAP if user_namespace >= 0 else 0
+    # How access times are kept is a number, not a set of flags: it is cleared to be set.
+    clear = _MOUNT_ATTR_ATIME if attributes & MOUNT_ATTR_NOATIME else 0
+    wanted = struct.pack("=QQQQ", attributes | mapped, clear, 0, max(user_namespace, 0))
+    flags = ctypes.c_uint(_AT_EMPTY_PATH)
+    result = _libc.syscall(_SYS_MOUNT_SETATTR, mount, b"", flags, wanted, ctypes.c_size_t(len(wanted)))
+    _check(result, "mount_setattr")
+
+
+def move_mount(mount: int, target: int) -> None:
+    """move_mount(2): attach a detached mount over the directory that the descriptor `target` stands for."""
+    flags = ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH)
+    _check(_libc.syscall(_SYS_MOVE_MOUNT, mount, b"", target, b"", flags), "move_mount")
+
+
+def unshare(flags: int) -> None:
+    """unshare(2)."""
+    _check(_libc.unshare(flags), "unshare")
+
+
+def receive_mounts_only() -> None:
+    """mount(2) with MS_REC and MS_SLAVE: what is mounted from here on in this namespace shows in no other."""
+    _check(_libc.mount(b"none", b"/", None, _MS_REC | _MS_SLAVE, None), "mount", "/")

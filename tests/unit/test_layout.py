@@ -16,7 +16,7 @@ LEVELS = (
     ("errors",),
     ("names",),
     ("driver", "syscalls"),
-    ("mountpoint",),
+    ("mountpoint", "native"),
     ("zfs", "directory"),
     ("store",),
     ("fs",),

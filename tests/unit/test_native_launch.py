@@ -1,0 +1,114 @@
+"""A command in a mount namespace of its own, with directories over paths."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from zfsfs.driver import Native
+from zfsfs.native.launch import command
+from zfsfs.native.mounts import Layer, Spot
+
+CAN_UNSHARE = subprocess.run(["unshare", "-Urm", "true"], capture_output=True, check=False).returncode == 0
+pytestmark = pytest.mark.skipif(not CAN_UNSHARE, reason="needs user namespaces")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A directory that every user can reach, with `data/file` and an empty `place`."""
+    with tempfile.TemporaryDirectory(prefix="zfsfs-") as name:
+        for made in ("", "data", "place"):
+            (Path(name) / made).mkdir(exist_ok=True)
+            (Path(name) / made).chmod(0o777)
+        (Path(name) / "data/file").write_text("native")
+        yield Path(name)
+
+
+def spot(path: Path) -> Spot:
+    fd = os.open(path, os.O_PATH)
+    try:
+        return Spot.of(fd)
+    finally:
+        os.close(fd)
+
+
+def run(folder: Path, *words: str, read_only: bool = False, where: str = "place", **more: object):
+    fd = os.open(folder / "data", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        layer = Layer(Native(fd, detached=False, read_only=read_only), spot(folder / "place"))
+        program, descriptors = command([layer], str(folder / where), words, **more)  # type: ignore[arg-type]
+        return subprocess.run(program, pass_fds=descriptors, capture_output=True, text=True, check=False)
+    finally:
+        os.close(fd)
+
+
+def test_the_command_sees_the_directory_and_nobody_else_does(folder):
+    done = run(folder, "sh", "-c", "cat file && echo more >made && pwd")
+    assert (done.stdout, done.stderr, done.returncode) == (f"native{folder}/place\n", "", 0)
+    assert (folder / "data/made").read_text() == "more\n"
+    assert os.listdir(folder / "place") == []
+
+
+def test_devices_and_set_user_id_are_off(folder):
+    line = next(line for line in run(folder, "cat", "/proc/self/mountinfo").stdout.splitlines() if "/place " in line)
+    assert {"nosuid", "nodev", "rw"} <= set(line.split()[5].split(","))
+
+
+def test_a_read_only_layer_can_not_be_written(folder):
+    done = run(folder, "touch", "file", read_only=True)
+    assert done.returncode == 1
+    assert "Read-only file system" in done.stderr
+
+
+def test_exit_codes_are_those_of_env(folder):
+    assert run(folder, "sh", "-c", "exit 3").returncode == 3
+    assert run(folder, "sh", "-c", "kill -9 $$").returncode == -9
+    assert run(folder, "no-such-command").returncode == 127
+    assert run(folder, str(folder / "data/file")).returncode == 126
+    failed = run(folder, "true", where="nowhere")
+    assert (failed.returncode, failed.stderr.count("\n")) == (125, 1)
+
+
+def test_signals_have_their_defaults_and_no_descriptor_is_left_over(folder):
+    done = run(folder, "sh", "-c", "grep SigIgn /proc/self/status; ls /proc/self/fd")
+    assert done.stdout.split() == ["SigIgn:", "0" * 16, "0", "1", "2", "3"]  # 3: what ls reads
+
+
+def test_a_path_that_has_become_another_is_refused(folder):
+    fd = os.open(folder / "data", os.O_RDONLY | os.O_DIRECTORY)
+    layer = Layer(Native(fd, detached=False, read_only=False), spot(folder / "place"))
+    program, descriptors = command([layer], "/", ["true"])
+    (folder / "place").rename(folder / "other")
+    (folder / "place").symlink_to(folder / "other")
+    done = subprocess.run(program, pass_fds=descriptors, capture_output=True, text=True, check=False)
+    os.close(fd)
+    assert done.returncode == 125
+    assert "place" in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes an ordinary user")
+def test_the_command_can_be_for_another_user(folder):
+    done = run(folder, "sh", "-c", "id -u; id -g; id -G; touch made", user=(1234, 1235, [1236]))
+    assert done.stdout.split() == ["1234", "1235", "1235", "1236"]
+    assert (folder / "data/made").stat().st_uid == 1234
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes an ordinary user")
+def test_who_has_no_privilege_needs_none(folder):
+    if subprocess.run(["setpriv", "--reuid=1234", sys.executable, "-c", ""], check=False).returncode:
+        pytest.skip("an ordinary user can't read this Python environment")
+    os.chown(folder / "data", 1234, 1234)
+    fd = os.open(folder / "data", os.O_RDONLY | os.O_DIRECTORY)
+    layer = Layer(Native(fd, detached=False, read_only=False), spot(folder / "place"))
+    program, descriptors = command([layer], str(folder / "place"), ["sh", "-c", "cat file; id -u; touch made"])
+    program = ["setpriv", "--reuid=1234", "--regid=1234", "--clear-groups", *program]
+    done = subprocess.run(program, pass_fds=descriptors, capture_output=True, text=True, check=False)
+    os.close(fd)
+    assert (done.stdout, done.stderr) == ("native1234\n", "")
+    assert (folder / "data/made").stat().st_uid == 1234

@@ -1,0 +1,1 @@
+"""Datasets mounted natively over paths: namespaces, mounts, and starting a process beneath them."""

@@ -1,0 +1,348 @@
+"""Every sequence of the store, stopped before a call: what stands before it, what it does, what may be found after.
+
+A scene is a part of a store: two results, a running build, a cache with a session of ours and some of others. What
+may be found after a crash is written down as the sequence goes on: `may` before a call, `must` once it has returned.
+Several scenes can share a store, so that one recovery on a slow storage answers for many crash points.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from faults import PowerCut, Stopping
+
+from zfsfs.driver import Driver, viewing
+from zfsfs.errors import Missing
+from zfsfs.names import BuildId, BuildName, CacheName, Dataset, Snapshot, cache, cache_of, cache_tmp, result
+from zfsfs.store import Outcome, RecoveryReport, Session, Store, carry_out, check, leftovers
+from zfsfs.store.layout import generation
+
+ME = (os.getuid(), os.getgid())
+PLENTY = 10**9
+_FILES = ("one", "two")
+
+
+def fill(driver: Driver, dataset: Dataset, text: str) -> None:
+    """Contents that show when they are mixed with others."""
+    with viewing(driver, dataset, writable=True) as root:
+        for name in _FILES:
+            fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644, dir_fd=root)
+            os.write(fd, text.encode())
+            os.close(fd)
+
+
+def seen(driver: Driver, target: Dataset | Snapshot) -> str | None:
+    """What `fill` has put there, '' in an empty dataset, None where there is none. Fails when it is not whole."""
+    try:
+        with viewing(driver, target) as root:
+            texts = []
+            for name in os.listdir(root):
+                fd = os.open(name, os.O_RDONLY, dir_fd=root)
+                texts.append(os.read(fd, 4096).decode())
+                os.close(fd)
+    except Missing:
+        return None
+    assert len(texts) in (0, len(_FILES)), f"{target} is not whole"
+    assert len(set(texts)) <= 1, f"{target} is a mixture: {texts}"
+    return texts[0] if texts else ""
+
+
+class Armed(Stopping):
+    """Stops only when it is told to."""
+
+    def __init__(self, driver: Driver) -> None:
+        super().__init__(driver, PLENTY)
+
+    def arm(self, budget: int) -> None:
+        """From now on carry out `budget` calls."""
+        self._left = budget
+        self.calls.clear()
+
+    def revive(self) -> None:
+        """As if nothing had happened."""
+        self.cut, self._left = False, PLENTY
+
+
+class Scene:
+    """See the module. `tag` tells its names from those of other scenes in the store."""
+
+    ours: Session
+
+    def __init__(self, store: Store, tag: str = "") -> None:
+        self.store, self.driver = store, store.driver
+        self.a, self.b, self.c, self.d = (BuildId(f"{each}{tag}".encode()) for each in "abcd")
+        self.npm, self.pip = CacheName(f"npm{tag}".encode()), CacheName(f"pip{tag}".encode())
+        self.expected: dict[Snapshot, set[str | None]] = {}
+        self.generations = {(self.pip, ""): 0, (self.pip, "first"): 1}
+        self.others: list[Session] = []
+
+    # What may be found.
+
+    def may(self, what: BuildId | CacheName, *texts: str | None) -> None:
+        """From here on it may have any of these contents; None: it is not there."""
+        dataset = result(what) if isinstance(what, BuildId) else cache(what)
+        self.expected[Snapshot(dataset, "snap")] = set(texts)
+
+    must = may
+
+    def look(self, driver: Driver) -> None:
+        """Compare what is there with what may be."""
+        for snapshot, texts in self.expected.items():
+            found = seen(driver, snapshot)
+            assert found in texts, f"{snapshot} is {found!r}, not one of {texts}"
+            if snapshot.dataset.group == "cache" and found is not None:
+                self._look_at_cache(driver, snapshot.dataset, found)
+
+    def _look_at_cache(self, driver: Driver, dataset: Dataset, found: str) -> None:
+        assert seen(driver, dataset) == found, "the head is not the published version"
+        info, name = driver.info(dataset), cache_of(dataset)
+        assert info is not None
+        assert name is not None
+        if (name, found) in self.generations:
+            assert generation(info) == self.generations[name, found], (
+                f"{dataset} has the generation of another version"
+            )
+
+    # What stands before.
+
+    async def set(self, needs: str, others: int, *, foreign: bool = False) -> None:
+        """Make what a sequence needs, with so many sessions of others, of different ages."""
+        if needs == "builds":
+            await self._builds()
+        if needs == "cache":
+            await self._cache(others)
+        if foreign:
+            mine = {result(each) for each in (self.a, self.b, self.c)} | {cache(self.npm)}
+            if needs == "cache":
+                mine |= {each.dataset for each in (*self.others, self.ours)}
+            for dataset in sorted(mine & set(self.driver.list())):
+                self.driver.snapshot(Snapshot(dataset, "daily"))
+        await self.store.complete_deletes()
+
+    async def _builds(self) -> None:
+        await self._publish(BuildName(self.a))
+        await self._publish(BuildName(self.b, self.a))
+        info = await self.store.builds.start(BuildName(self.c, self.a), ME, 0o755)
+        fill(self.driver, info.dataset, "c")
+        self.may(self.c, None)
+        self.may(self.d, None)
+
+    async def _publish(self, name: BuildName) -> None:
+        info = await self.store.builds.start(name, ME, 0o755)
+        text = str(name.id)[:1]
+        fill(self.driver, info.dataset, text)
+        await self.store.builds.publish(name.id)
+        self.must(name.id, text)
+
+    async def _cache(self, others: int) -> None:
+        await self.store.caches.create(self.npm, ME, 0o755)
+        for number in range(others):
+            # The older versions live on as long as these.
+            self.others.append(await self.store.caches.open(self.npm, f"{number}".encode()))
+            if number < 2:
+                await self.release("older", label=b"older")
+        await self.release("old", label=b"old")
+        self.ours = await self.store.caches.open(self.npm, None)
+        self.generations[self.npm, "new"] = self.ours.generation + 1
+        fill(self.driver, self.ours.dataset, "new")
+
+    async def release(self, text: str, *, label: bytes) -> None:
+        """Publish a version of the cache."""
+        session = await self.store.caches.open(self.npm, label)
+        fill(self.driver, session.dataset, text)
+        assert await self.store.caches.release(session, changed=True) is Outcome.PUBLISHED
+        self.must(self.npm, text)
+        self.generations[self.npm, text] = session.generation + 1
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """What is stopped. `deletes`: foreign snapshots of what it removes go with it."""
+
+    needs: str
+    run: Callable[[Scene], Awaitable[None]]
+    deletes: bool = False
+
+    def __str__(self) -> str:
+        return self.run.__name__.replace("_", " ")
+
+
+# Builds.
+
+
+async def start_of_a_build(scene: Scene) -> None:
+    await scene.store.builds.start(BuildName(scene.d), ME, 0o755)
+
+
+async def start_of_a_build_with_a_base(scene: Scene) -> None:
+    await scene.store.builds.start(BuildName(scene.d, scene.b), ME, 0o755)
+
+
+async def start_of_a_build_over_what_a_crash_left(scene: Scene) -> None:
+    # The build c runs for nobody any more.
+    del scene.store.builds._running[scene.c]
+    await scene.store.builds.start(BuildName(scene.c, scene.b), ME, 0o755)
+    await scene.store.complete_deletes()
+
+
+async def publishing_a_build(scene: Scene) -> None:
+    scene.may(scene.c, None, "c")
+    await scene.store.builds.publish(scene.c)
+    scene.must(scene.c, "c")
+
+
+async def discarding_a_build(scene: Scene) -> None:
+    await scene.store.builds.discard(scene.c)
+    await scene.store.complete_deletes()
+
+
+async def deleting_a_result(scene: Scene) -> None:
+    scene.may(scene.b, "b", None)
+    await scene.store.builds.delete(scene.b)
+    scene.must(scene.b, None)
+    await scene.store.complete_deletes()
+
+
+async def deleting_a_result_with_what_a_crash_left_of_builds_on_it(scene: Scene) -> None:
+    scene.may(scene.a, "a", None)
+    scene.may(scene.b, "b", None)
+    del scene.store.builds._running[scene.c]
+    await scene.store.builds.delete(scene.b)
+    scene.must(scene.b, None)
+    await scene.store.builds.delete(scene.a)
+    scene.must(scene.a, None)
+    await scene.store.complete_deletes()
+
+
+# Caches.
+
+
+async def first_use_of_a_cache(scene: Scene) -> None:
+    scene.may(scene.pip, None, "")
+    await scene.store.caches.create(scene.pip, ME, 0o755)
+    scene.must(scene.pip, "")
+    session = await scene.store.caches.open(scene.pip, None)
+    fill(scene.driver, session.dataset, "first")
+    scene.may(scene.pip, "", "first")
+    await scene.store.caches.release(session, changed=True)
+    scene.must(scene.pip, "first")
+    await scene.store.complete_deletes()
+
+
+async def release_that_wins(scene: Scene) -> None:
+    scene.may(scene.npm, "old", "new")
+    await scene.store.caches.release(scene.ours, changed=True)
+    scene.must(scene.npm, "new")
+    await scene.store.complete_deletes()
+
+
+async def release_that_wins_and_the_next_opens(scene: Scene) -> None:
+    scene.may(scene.npm, "old", "new")
+    await scene.store.caches.release(scene.ours, changed=True)
+    scene.must(scene.npm, "new")
+    session = await scene.store.caches.open(scene.npm, b"next")
+    assert seen(scene.driver, session.dataset) == "new"
+
+
+async def release_that_loses(scene: Scene) -> None:
+    late = await scene.store.caches.open(scene.npm, b"late")
+    fill(scene.driver, late.dataset, "late")
+    scene.may(scene.npm, "old", "new")
+    await scene.store.caches.release(scene.ours, changed=True)
+    scene.must(scene.npm, "new")
+    assert await scene.store.caches.release(late, changed=True) is Outcome.SUPERSEDED
+    await scene.store.complete_deletes()
+
+
+async def release_of_an_unchanged_session(scene: Scene) -> None:
+    assert await scene.store.caches.release(scene.ours, changed=False) is Outcome.UNCHANGED
+    await scene.store.complete_deletes()
+
+
+async def discarding_a_session(scene: Scene) -> None:
+    await scene.store.caches.discard(scene.ours)
+    await scene.store.complete_deletes()
+
+
+async def deleting_a_cache(scene: Scene) -> None:
+    # A cache with open sessions is busy; these are closed, and what they leave behind still waits.
+    for session in (*scene.others, scene.ours):
+        await scene.store.caches.release(session, changed=False)
+    scene.may(scene.npm, "old", None)
+    await scene.store.caches.delete(scene.npm)
+    scene.must(scene.npm, None)
+    await scene.store.complete_deletes()
+
+
+# Starting.
+
+
+async def start_up(scene: Scene) -> None:
+    await Store(scene.driver).start()
+
+
+async def start_up_after_obuilder_was_cut_off(scene: Scene) -> None:
+    gone = cache_tmp(1000, scene.npm)
+    scene.generations.clear()  # what is adopted counts anew
+    scene.may(scene.npm, "old", "new")
+    scene.driver.rename(cache(scene.npm), gone)
+    scene.driver.promote(scene.ours.dataset)
+    await Store(scene.driver).start()
+
+
+SEQUENCES = (
+    Sequence("builds", start_of_a_build),
+    Sequence("builds", start_of_a_build_with_a_base),
+    Sequence("builds", start_of_a_build_over_what_a_crash_left, deletes=True),
+    Sequence("builds", publishing_a_build),
+    Sequence("builds", discarding_a_build, deletes=True),
+    Sequence("builds", deleting_a_result, deletes=True),
+    Sequence("builds", deleting_a_result_with_what_a_crash_left_of_builds_on_it, deletes=True),
+    Sequence("", first_use_of_a_cache),
+    Sequence("cache", release_that_wins),
+    Sequence("cache", release_that_wins_and_the_next_opens),
+    Sequence("cache", release_that_loses),
+    Sequence("cache", release_of_an_unchanged_session),
+    Sequence("cache", discarding_a_session, deletes=True),
+    Sequence("cache", deleting_a_cache, deletes=True),
+    Sequence("cache", start_up),
+    Sequence("cache", start_up_after_obuilder_was_cut_off),
+)
+
+
+async def stopped(sequence: Sequence, scene: Scene, stop: Armed, budget: int) -> bool:
+    """Carry out a sequence with so many calls. Whether it was cut."""
+    stop.arm(budget)
+    try:
+        await sequence.run(scene)
+    except PowerCut:
+        return True
+    return False
+
+
+def foreign_snapshots(driver: Driver) -> int:
+    """How many snapshots of somebody else there are."""
+    return sum(each.snapshot.name.startswith("daily") for info in driver.list().values() for each in info.snapshots)
+
+
+def recovered_step_by_step(driver: Driver) -> tuple[RecoveryReport, int]:
+    """Recovery, stopped after each of its calls and begun again; and how often it was stopped."""
+    for stops in range(1000):
+        try:
+            return carry_out(Stopping(driver, 1)), stops
+        except PowerCut:
+            continue
+    raise AssertionError("recovery does not come to an end")
+
+
+def settled(driver: Driver) -> None:
+    """What must hold once recovery is at its end: nothing to do, nothing broken, nothing left that nobody knows."""
+    report = carry_out(driver)
+    assert report.done == [], "recovery was not at its end"
+    assert report.warnings == []
+    assert check(driver.list(), known=report.postponed) == []
+    for dataset, (_, reason) in report.postponed.items():
+        assert "somebody else" in reason or "clone" in reason, f"{dataset} waits: {reason}"
+    assert {each.group for each in leftovers(driver.list())} <= {"result"}

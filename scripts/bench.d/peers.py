@@ -1,0 +1,109 @@
+"""What is compared: zfsfs, the filesystem beneath it, bindfs, and libfuse's own example in C.
+
+All work in one directory beneath, each in a subdirectory of its own: a FUSE filesystem that caches must not see its
+files change behind its back. Everything is mounted below a temporary directory and gone at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+EXAMPLES = Path("/usr/share/doc/libfuse3-dev/examples")
+BUILD = "bench"
+
+
+def say(text: str) -> None:
+    print(f"+ {text}", file=sys.stderr, flush=True)
+
+
+def run(*command: object) -> None:
+    words = [str(each) for each in command]
+    say(" ".join(words))
+    subprocess.run(words, check=True)
+
+
+def compile_c(source: Path, target: Path, *more: str) -> None:
+    run("gcc", "-O2", "-o", target, source, *more)
+
+
+def passthrough(folder: Path) -> Path | None:
+    """libfuse's passthrough_ll, compiled; None where the examples are not installed."""
+    source = EXAMPLES / "passthrough_ll.c"
+    if not source.exists():
+        return None
+    target = folder / "passthrough_ll"
+    flags = subprocess.run(["pkg-config", "--cflags", "--libs", "fuse3"], check=True, capture_output=True, text=True)
+    compile_c(source, target, f"-I{EXAMPLES}", *flags.stdout.split(), "-lpthread")
+    return target
+
+
+def zfsfs(*arguments: object) -> None:
+    run(sys.executable, "-m", "zfsfs", *arguments)
+
+
+def beneath(store: str, folder: Path) -> Path:
+    """The directory that holds the build's files: of a directory store, or a dataset of its own beside a ZFS one."""
+    if store.startswith("/"):
+        (tree,) = Path(store, "trees").glob(f"*-result-{BUILD}")
+        return tree
+    native = folder / "native"
+    run("zfs", "create", "-o", f"mountpoint={native}", f"{store}-native")
+    return native
+
+
+@contextlib.contextmanager
+def mounted(store: str, folder: Path, wanted: list[str]) -> Iterator[dict[str, Path]]:
+    """Where each peer does its work."""
+    found: dict[str, Path] = {}
+    with contextlib.ExitStack() as undo:
+        tree = folder / "zfsfs"
+        tree.mkdir()
+        if not store.startswith("/"):
+            run("zfs", "create", "-o", "mountpoint=none", store)
+            undo.callback(run, "zfs", "destroy", "-R", store)
+            undo.callback(run, "zfs", "destroy", "-R", f"{store}-native")
+        zfsfs("mount", store, tree, "--log", folder / "log")
+        undo.callback(zfsfs, "umount", "--force", tree)
+        build = tree / "builds" / BUILD
+        build.mkdir()
+        native = beneath(store, folder)
+        found["zfsfs"] = build / "by-zfsfs"
+        found["native"] = native / "by-native"
+        if program := passthrough(folder):
+            found["passthrough_ll"] = folder / "passthrough_mnt/by-passthrough_ll"
+            options = f"source={native},cache=always,writeback,allow_other,default_permissions"
+            undo.callback(fuse_mount(folder / "passthrough_mnt", program, "-o", options))
+        if shutil.which("bindfs"):
+            found["bindfs"] = folder / "bindfs_mnt/by-bindfs"
+            undo.callback(fuse_mount(folder / "bindfs_mnt", "bindfs", native))
+        for name in ("passthrough_ll", "bindfs"):
+            if name not in found:
+                say(f"{name} is not to be had here and left out")
+        for path in found.values():
+            path.mkdir()
+        yield {name: path for name, path in found.items() if name in wanted}
+
+
+def fuse_mount(target: Path, *command: object) -> Callable[[], None]:
+    """Mount a peer that goes to the background by itself; returns how it is unmounted."""
+    target.mkdir()
+    run(*command, target)
+
+    def unmount() -> None:
+        for _ in range(50):  # what was just closed may still be released
+            if subprocess.run(["umount", target], capture_output=True, check=False).returncode == 0:
+                break
+            time.sleep(0.1)
+        else:
+            run("umount", "-l", target)
+        assert not os.path.ismount(target)
+
+    return unmount

@@ -15,6 +15,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
+RENAME_WHITEOUT = 4
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 _AT_EMPTY_PATH = 0x1000
@@ -53,7 +54,7 @@ def _check(result: int, call: str, path: object = None) -> int:
 
 
 def renameat2(old_fd: int, old: bytes, new_fd: int, new: bytes, flags: int = 0) -> None:
-    """renameat2(2): rename with RENAME_NOREPLACE or RENAME_EXCHANGE."""
+    """renameat2(2): rename with RENAME_NOREPLACE, RENAME_EXCHANGE or RENAME_WHITEOUT."""
     _check(_libc.renameat2(old_fd, old, new_fd, new, flags), "renameat2", old)
 
 

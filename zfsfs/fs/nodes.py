@@ -98,9 +98,7 @@ class Descriptors:
         if os.fstat(fd).st_ino != node.st_ino:
             os.close(fd)
             raise stale()
-        # Make room first: the new one must not be the victim of its own arrival.
-        while len(self._used) >= self.limit:
-            self.close(next(iter(self._used)))
+        self._make_room()  # first: the new one must not be the victim of its own arrival
         node.fd = fd
         self._used[node] = None
         return fd
@@ -109,6 +107,16 @@ class Descriptors:
         """Keep the node's descriptor until it is forgotten: it is about to lose its name."""
         self.of(node)
         self._used.pop(node, None)
+
+    def unpin(self, node: Node) -> None:
+        """The node keeps its name after all."""
+        if node.fd >= 0 and node not in self._used:
+            self._make_room()
+            self._used[node] = None
+
+    def _make_room(self) -> None:
+        while len(self._used) >= self.limit:
+            self.close(next(iter(self._used)))
 
     def close(self, node: Node) -> None:
         """Close the node's descriptor, if it has one."""
@@ -254,6 +262,12 @@ class NodeTable:
         """See `Descriptors.pin`."""
         self.descriptors.pin(node)
         node.area.pinned.add(node)
+
+    def unpin(self, node: Node) -> None:
+        """See `Descriptors.unpin`."""
+        if node.name is not None and node in node.area.pinned:
+            node.area.pinned.discard(node)
+            self.descriptors.unpin(node)
 
     def beneath(self, area: Area) -> Iterator[Node]:
         """All nodes of an area but its root, parents before their children."""

@@ -28,10 +28,17 @@ from zfsfs.fs.tree import BUILDS, CACHES, RESULTS, Tree
 log = logging.getLogger(__name__)
 
 _GROUPS = {control.BUILDS: BUILDS, control.RESULTS: RESULTS, control.CACHES: CACHES}
+_GROUP_OF = {"build": control.BUILDS, "result": control.RESULTS, "cache": control.CACHES}
+#: How many entries of a directory come before those that have names.
+_DOTS = 2
 #: Handles of the tree's own files and directories start here; those of areas are descriptors.
 _FIRST_OWN_HANDLE = 1 << 32
 
 Attributes = pyfuse3.EntryAttributes
+
+
+def _caller(ctx: pyfuse3.RequestContext) -> Caller:
+    return Caller(ctx.uid, ctx.gid, ctx.pid)
 
 
 async def tell_kernel(name: bytes, inodes: list[int]) -> None:
@@ -175,12 +182,12 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> Attributes:
         parent = await self._changing(parent_inode)
-        self._files.mknod(parent, name, mode, rdev, Caller(ctx.uid, ctx.gid))
+        self._files.mknod(parent, name, mode, rdev, _caller(ctx))
         return self._entry(parent, name)
 
     @answered
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext) -> Attributes:
-        caller = Caller(ctx.uid, ctx.gid)
+        caller = _caller(ctx)
         if parent_inode in _GROUPS:
             area = await self._tree.mkdir(_GROUPS[parent_inode], name, stat.S_IMODE(mode), caller)
             entry = await self._root_of(area)
@@ -193,7 +200,7 @@ class Operations(pyfuse3.Operations):
     @answered
     async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext) -> Attributes:
         parent = await self._changing(parent_inode)
-        self._files.symlink(parent, name, target, Caller(ctx.uid, ctx.gid))
+        self._files.symlink(parent, name, target, _caller(ctx))
         return self._entry(parent, name)
 
     @answered
@@ -217,7 +224,13 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def rename(
-        self, parent_inode_old: int, name_old: bytes, parent_inode_new: int, name_new: bytes, flags: int, ctx: object
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: pyfuse3.RequestContext,
     ) -> None:
         if parent_inode_old < FIRST_INODE or parent_inode_new < FIRST_INODE:
             if (parent_inode_old, parent_inode_new) == (control.BUILDS, control.RESULTS):
@@ -231,7 +244,7 @@ class Operations(pyfuse3.Operations):
             raise error(errno.EPERM if same else errno.EXDEV)
         old = await self._changing(parent_inode_old)
         new = await self._changing(parent_inode_new)
-        self._files.rename(old, name_old, new, name_new, flags)
+        self._files.rename(old, name_old, new, name_new, flags, _caller(ctx))
 
     # Extended attributes.
 
@@ -248,19 +261,19 @@ class Operations(pyfuse3.Operations):
         return self._files.getxattr(node, name)
 
     @answered
-    async def listxattr(self, inode: int, ctx: object) -> Sequence[bytes]:
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
         if inode < FIRST_INODE:
             return []
         node = await self._node(inode)
         mine = status.xattr_names(node.area) if node.parent is None else []
-        return mine + self._files.listxattr(node)
+        return mine + self._files.listxattr(node, _caller(ctx))
 
     @answered
-    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: object) -> None:
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
         node = await self._changing(inode)
         if node.parent is None and name.startswith(b"user.zfsfs."):
             raise error(errno.EPERM)
-        self._files.setxattr(node, name, value)
+        self._files.setxattr(node, name, value, _caller(ctx))
 
     @answered
     async def removexattr(self, inode: int, name: bytes, ctx: object) -> None:
@@ -279,7 +292,7 @@ class Operations(pyfuse3.Operations):
             reader = await file.open(control.Asker(ctx.uid, ctx.pid, flags))
             return pyfuse3.FileInfo(fh=self._keep_own(reader), direct_io=True)
         node = await self._changing(inode)
-        return pyfuse3.FileInfo(fh=self._files.open(node, flags).fd, keep_cache=True)
+        return pyfuse3.FileInfo(fh=self._files.open(node, flags, _caller(ctx)).fd, keep_cache=True)
 
     def _keep_own(self, contents: list[tuple[int, bytes]] | Reader) -> int:
         self._next_own += 1
@@ -291,7 +304,7 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, Attributes]:
         parent = await self._changing(parent_inode)
-        handle = self._files.create(parent, name, mode, flags, Caller(ctx.uid, ctx.gid))
+        handle = self._files.create(parent, name, mode, flags, _caller(ctx))
         handle.node.lookups += 1
         info = pyfuse3.FileInfo(fh=handle.fd, keep_cache=True)
         return info, attributes(handle.node.ino, os.fstat(handle.fd))
@@ -329,10 +342,9 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def opendir(self, inode: int, ctx: object) -> int:
-        if inode in _GROUPS:
-            return self._keep_own([(inode, name) for name in self._tree.names(_GROUPS[inode])])
         if inode < FIRST_INODE:
-            return self._keep_own([(inode, name) for name in self._control.names(inode)])
+            names = self._tree.names(_GROUPS[inode]) if inode in _GROUPS else self._control.names(inode)
+            return self._keep_own([(inode, name) for name in [b".", b"..", *names]])
         return self._files.opendir(await self._changing(inode)).fd
 
     @answered
@@ -347,8 +359,10 @@ class Operations(pyfuse3.Operations):
         if start_id == 0:
             await self._files.read_names(handle)
         node, names = handle.node, handle.names
-        for position in range(start_id, len(names)):
-            name = names[position]
+        if start_id < _DOTS and not self._read_dots(node, start_id, token):
+            return
+        for position in range(max(start_id, _DOTS), len(names) + _DOTS):
+            name = names[position - _DOTS]
             try:
                 found, st = self._files.lookup(node, name)
             except FileNotFoundError:
@@ -359,12 +373,28 @@ class Operations(pyfuse3.Operations):
                 return
             found.lookups += 1
 
+    def _read_dots(self, node: Node, start: int, token: pyfuse3.ReaddirToken) -> bool:
+        """'.' and '..', whose inodes the kernel doesn't count as looked up; False when there was no room."""
+        above = node.parent.ino if node.parent is not None else _GROUP_OF[node.area.place.kind]
+        for position, ino in ((0, node.ino), (1, above)):
+            if position >= start:
+                entry = Attributes()
+                entry.st_ino, entry.st_mode = ino, stat.S_IFDIR
+                if not pyfuse3.readdir_reply(token, b"." * (position + 1), entry, position + 1):
+                    return False
+        return True
+
     async def _read_own(self, entries: list[tuple[int, bytes]], start: int, token: pyfuse3.ReaddirToken) -> None:
         for position in range(start, len(entries)):
             parent, name = entries[position]
-            found: Area | Own
+            found: Area | Own | None = None
             try:
-                if parent in _GROUPS:
+                if name in (b".", b".."):
+                    own = self._control.get(parent)
+                    entry = self._own_attributes(
+                        own if name == b"." else self._control.get(own.key[0] or control.ROOT)
+                    )
+                elif parent in _GROUPS:
                     found = self._tree.find(_GROUPS[parent], name)
                     entry = await self._root_of(found)
                 else:
@@ -378,7 +408,7 @@ class Operations(pyfuse3.Operations):
                 return
             if isinstance(found, Own):
                 found.lookups += 1
-            else:
+            elif found is not None:
                 self._found(found)
 
     @answered

@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 
 from zfsfs import syscalls
 from zfsfs.fs.area import Area
-from zfsfs.fs.nodes import Node, NodeTable
+from zfsfs.fs.nodes import Node, NodeTable, stale
 from zfsfs.fs.workers import Workers
 
 _ROOT = os.geteuid() == 0
+_SET_ID = stat.S_ISUID | stat.S_ISGID
 
 
 @dataclass(slots=True)
@@ -28,6 +29,17 @@ class Caller:
 
     uid: int
     gid: int
+    pid: int = 0
+
+    def belongs_to(self, group: int) -> bool:
+        """Whether a group is the caller's own or one of the supplementary ones (proc(5): /proc/PID/status)."""
+        if group == self.gid:
+            return True
+        try:
+            with open(f"/proc/{self.pid}/status") as lines:
+                return any(line.startswith("Groups:") and str(group) in line.split()[1:] for line in lines)
+        except OSError:
+            return False  # it is gone
 
 
 @dataclass(eq=False, slots=True)
@@ -97,21 +109,14 @@ class Passthrough:
         fd = self.descriptors.of(parent)
         make(fd)
         try:
-            self._give(fd, name, caller, mode)
+            gid = _group(fd, caller)
+            if _ROOT and (caller.uid or gid > 0):
+                os.chown(name, caller.uid, gid, dir_fd=fd, follow_symlinks=False)
+                if mode & _SET_ID and not stat.S_ISLNK(mode):
+                    _restore_mode(fd, name, mode)
         except BaseException:
             (os.rmdir if stat.S_ISDIR(mode) else os.unlink)(name, dir_fd=fd)
             raise
-
-    @staticmethod
-    def _give(parent: int, name: bytes, caller: Caller, mode: int) -> None:
-        if not _ROOT:
-            return
-        # In a set-gid directory the filesystem has chosen the group already (mkdir(2)).
-        gid = -1 if os.fstat(parent).st_mode & stat.S_ISGID else caller.gid
-        if caller.uid or (gid > 0):
-            os.chown(name, caller.uid, gid, dir_fd=parent, follow_symlinks=False)
-            if mode & (stat.S_ISUID | stat.S_ISGID) and not stat.S_ISLNK(mode):
-                os.chmod(name, stat.S_IMODE(mode), dir_fd=parent)  # chown has cleared them
 
     def mkdir(self, parent: Node, name: bytes, mode: int, caller: Caller) -> None:
         """mkdir(2)."""
@@ -134,30 +139,31 @@ class Passthrough:
         os.link(source, name, dst_dir_fd=self.descriptors.of(parent), follow_symlinks=True)
 
     def create(self, parent: Node, name: bytes, mode: int, flags: int, caller: Caller) -> FileHandle:
-        """open(2) with O_CREAT: the file is made, or opened when another was faster."""
-        made = False
+        """open(2) with O_CREAT of what the kernel has found to be absent.
 
-        def make(fd: int) -> None:
-            nonlocal made
-            self._handle_fd = os.open(name, _flags(flags) | os.O_CREAT | os.O_EXCL, stat.S_IMODE(mode), dir_fd=fd)
-            made = True
-
+        Raises ESTALE when it is there after all: the kernel then looks again and checks who may open it.
+        """
+        self._changing(parent.area)
+        folder = self.descriptors.of(parent)
+        mode = stat.S_IMODE(mode)
         try:
-            self._make(parent, name, caller, mode, make)
+            fd = os.open(name, _flags(flags) | os.O_CREAT | os.O_EXCL, mode, dir_fd=folder)
         except FileExistsError:
             if flags & os.O_EXCL:
                 raise
-            node, _ = self.lookup(parent, name)
-            return self.open(node, flags)
+            raise stale() from None
+        try:
+            gid = _group(folder, caller)
+            if _ROOT and (caller.uid or gid > 0):
+                os.fchown(fd, caller.uid, gid)
+                if mode & _SET_ID:
+                    os.fchmod(fd, mode)  # chown has cleared them
+            node = self.table.remember(parent, name, os.fstat(fd))
         except BaseException:
-            if made:
-                os.close(self._handle_fd)
+            os.close(fd)
+            os.unlink(name, dir_fd=folder)
             raise
-        fd = self._handle_fd
-        node = self.table.remember(parent, name, os.fstat(fd))
         return self._opened(FileHandle(fd, node, _writing(flags)))
-
-    _handle_fd = -1
 
     # Removing and moving.
 
@@ -173,7 +179,12 @@ class Passthrough:
         self._changing(parent.area)
         fd = self.descriptors.of(parent)
         node = self._losing(parent, name, fd)
-        remove(name, dir_fd=fd)
+        try:
+            remove(name, dir_fd=fd)
+        except OSError:
+            if node is not None:
+                self.table.unpin(node)
+            raise
         if node is not None:
             self.table.unnamed(node, parent, name)
 
@@ -190,14 +201,15 @@ class Passthrough:
             self.table.pin(node)
         return node
 
-    def rename(self, old_parent: Node, old: bytes, new_parent: Node, new: bytes, flags: int) -> None:
-        """renameat2(2) within an area; EXDEV between two."""
+    def rename(self, old_parent: Node, old: bytes, new_parent: Node, new: bytes, flags: int, caller: Caller) -> None:
+        """renameat2(2) within an area; EXDEV between two. A whiteout that is left behind belongs to the caller."""
         if old_parent.area is not new_parent.area:
             raise error(errno.EXDEV)
-        if flags & ~(syscalls.RENAME_NOREPLACE | syscalls.RENAME_EXCHANGE):
+        if flags & ~(syscalls.RENAME_NOREPLACE | syscalls.RENAME_EXCHANGE | syscalls.RENAME_WHITEOUT):
             raise error(errno.EINVAL)
         self._changing(old_parent.area)
         new_fd = os.dup(self.descriptors.of(new_parent))
+        other = None
         try:
             old_fd = self.descriptors.of(old_parent)
             moved = self._known(old_parent, old, old_fd)
@@ -210,6 +222,12 @@ class Passthrough:
                 syscalls.renameat2(old_fd, old, new_fd, new, flags)
             else:
                 os.rename(old, new, src_dir_fd=old_fd, dst_dir_fd=new_fd)
+            if flags & syscalls.RENAME_WHITEOUT and _ROOT:
+                os.chown(old, caller.uid, _group(old_fd, caller), dir_fd=old_fd, follow_symlinks=False)
+        except BaseException:
+            if other is not None:
+                self.table.unpin(other)
+            raise
         finally:
             os.close(new_fd)
         if moved is other and moved is not None:
@@ -257,34 +275,35 @@ class Passthrough:
         else:
             os.utime(magic(self.descriptors.of(node)), ns=(atime, mtime))
 
-    # Extended attributes.
+    # Extended attributes. Through the magic path they are those of a symbolic link itself, too.
 
     def getxattr(self, node: Node, name: bytes) -> bytes:
         """getxattr(2)."""
-        return os.getxattr(self._xattr_path(node), name)
+        return os.getxattr(magic(self.descriptors.of(node)), name)
 
-    def listxattr(self, node: Node) -> list[bytes]:
-        """listxattr(2)."""
-        return [os.fsencode(each) for each in os.listxattr(self._xattr_path(node))]
+    def listxattr(self, node: Node, caller: Caller) -> list[bytes]:
+        """listxattr(2), which shows trusted attributes to root only."""
+        names = map(os.fsencode, os.listxattr(magic(self.descriptors.of(node))))
+        return [name for name in names if not (caller.uid and name.startswith(b"trusted."))]
 
-    def setxattr(self, node: Node, name: bytes, value: bytes) -> None:
-        """setxattr(2)."""
+    def setxattr(self, node: Node, name: bytes, value: bytes, caller: Caller) -> None:
+        """setxattr(2). An access list set by who is not in a file's group clears its set-group-ID bit."""
         self._changing(node.area)
-        os.setxattr(self._xattr_path(node), name, value)
+        path = magic(self.descriptors.of(node))
+        os.setxattr(path, name, value)
+        if name == b"system.posix_acl_access" and caller.uid:
+            st = os.stat(path)
+            if st.st_mode & stat.S_ISGID and not caller.belongs_to(st.st_gid):
+                os.chmod(path, stat.S_IMODE(st.st_mode) & ~stat.S_ISGID)
 
     def removexattr(self, node: Node, name: bytes) -> None:
         """removexattr(2)."""
         self._changing(node.area)
-        os.removexattr(self._xattr_path(node), name)
-
-    def _xattr_path(self, node: Node) -> str:
-        if node.kind == stat.S_IFLNK:
-            raise error(errno.EOPNOTSUPP)
-        return magic(self.descriptors.of(node))
+        os.removexattr(magic(self.descriptors.of(node)), name)
 
     # Open files.
 
-    def open(self, node: Node, flags: int) -> FileHandle:
+    def open(self, node: Node, flags: int, caller: Caller) -> FileHandle:
         """open(2). The writeback cache reads what it writes into, so a file open for writing can be read, too."""
         writing = _writing(flags)
         if writing or flags & os.O_TRUNC:
@@ -297,6 +316,8 @@ class Passthrough:
             fd = os.open(path, _flags(flags))
         except PermissionError:
             fd = os.open(path, _flags(flags, readable=False))
+        if flags & os.O_TRUNC and caller.uid:
+            _clear_set_id(fd)
         return self._opened(FileHandle(fd, node, writing))
 
     def _opened(self, handle: FileHandle) -> FileHandle:
@@ -316,9 +337,9 @@ class Passthrough:
         return await self.workers.run(lambda: os.pread(handle.fd, size, offset))
 
     async def write(self, handle: FileHandle, offset: int, data: bytes) -> int:
-        """pwrite(2), all of it unless an error comes in between."""
+        """pwrite(2), all of it or an error: the kernel takes no notice when less of a page was written."""
         handle.node.area.changed = True
-        return await self.workers.run(lambda: os.pwrite(handle.fd, data, offset))
+        return await self.workers.run(lambda: _write_all(handle.fd, data, offset))
 
     async def fsync(self, number: int, data_only: bool) -> None:
         """fsync(2), fdatasync(2)."""
@@ -347,6 +368,36 @@ class Passthrough:
     async def read_names(self, handle: DirectoryHandle) -> None:
         """Read a directory from its start."""
         handle.names = [os.fsencode(name) for name in await self.workers.run(lambda: os.listdir(handle.fd))]
+
+
+def _group(folder: int, caller: Caller) -> int:
+    """The group of what a caller makes in a directory; -1 when the filesystem has chosen it, see mkdir(2)."""
+    return -1 if os.fstat(folder).st_mode & stat.S_ISGID else caller.gid
+
+
+def _restore_mode(folder: int, name: bytes, mode: int) -> None:
+    """Set the bits that chown has cleared, by descriptor: chmod by name would follow a link put in its place."""
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        if not stat.S_ISLNK(os.fstat(fd).st_mode):
+            os.chmod(magic(fd), stat.S_IMODE(mode))
+    finally:
+        os.close(fd)
+
+
+def _clear_set_id(fd: int) -> None:
+    """What a write by others than root does to set-user-ID and set-group-ID programs."""
+    mode = stat.S_IMODE(os.fstat(fd).st_mode)
+    if mode & _SET_ID:
+        gone = stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0)
+        os.fchmod(fd, mode & ~gone)
+
+
+def _write_all(fd: int, data: bytes, offset: int) -> int:
+    written = os.pwrite(fd, data, offset)
+    while written < len(data):
+        written += os.pwrite(fd, memoryview(data)[written:], offset + written)
+    return written
 
 
 def _writing(flags: int) -> bool:

@@ -6,7 +6,7 @@ import crash_counts
 import pytest
 
 # Suites are no test modules themselves; their asserts should explain themselves all the same.
-pytest.register_assert_rewrite("suites")
+pytest.register_assert_rewrite("suites", "comparing")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

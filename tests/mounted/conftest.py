@@ -11,9 +11,11 @@ import secrets
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from comparing import Places
 from mounted_tree import Mounted
 
 from zfsfs.daemon import choose_driver
@@ -44,6 +46,13 @@ def folder() -> Iterator[Path]:
 @pytest.fixture
 def unmounted(store: str, folder: Path) -> Iterator[Mounted]:
     """A store and a mountpoint; the test mounts by itself."""
+    with checked(store, folder) as tree:
+        yield tree
+
+
+@contextmanager
+def checked(store: str, folder: Path) -> Iterator[Mounted]:
+    """A store and a mountpoint; in the end nothing may be left, and the daemon may not have complained."""
     tree = Mounted(store, folder)
     yield tree
     if mounted_type(str(tree.path)) == FSTYPE:
@@ -64,3 +73,36 @@ def tree(unmounted: Mounted) -> Mounted:
     """A mounted store with a short linger time."""
     unmounted.mount()
     return unmounted
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
+    """A build, a cache, and a directory of the filesystem beneath, for all cases of a module."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zfsfs-")))
+        folder.chmod(0o755)
+        store, native = stack.enter_context(beneath(folder))
+        tree = stack.enter_context(checked(store, folder))
+        tree.mount(0.5)
+        (tree / "builds/b").mkdir()
+        (tree / "caches/c").mkdir()
+        yield Places({"build": tree / "builds/b", "cache": tree / "caches/c", "native": native})
+        subprocess.run(["rm", "-rf", tree / "builds/b", native], check=True)
+
+
+@contextmanager
+def beneath(folder: Path) -> Iterator[tuple[str, Path]]:
+    """An empty store, and a directory on the same kind of filesystem."""
+    native = folder / "native"
+    native.mkdir()
+    pool = os.environ.get("ZFSFS_TEST_POOL")
+    if not pool:
+        yield str(folder / "store"), native
+        return
+    name = f"{pool}/m-{secrets.token_hex(6)}"
+    properties = ("-o", "acltype=posix", "-o", "xattr=sa")
+    subprocess.run(["zfs", "create", *properties, "-o", "mountpoint=none", name], check=True)
+    subprocess.run(["zfs", "create", *properties, "-o", f"mountpoint={native}", f"{name}-native"], check=True)
+    yield name, native
+    subprocess.run(["zfs", "destroy", "-R", name], check=True)
+    subprocess.run(["zfs", "destroy", "-R", f"{name}-native"], check=True)

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from zfsfs.driver import DatasetInfo, Driver, Listing, SnapshotInfo, Space, Step, View, run_step
+from zfsfs.driver import DatasetInfo, Driver, Listing, Need, SnapshotInfo, Space, Step, View, run_step
 from zfsfs.errors import Busy, DriverError, Exists, Missing
 from zfsfs.names import Dataset, Snapshot
 
@@ -203,6 +203,18 @@ class FakeDriver(Driver):
     def space(self, dataset: Dataset) -> Space:
         size = sum(map(len, self._head(dataset).contents.values()))
         return Space(size, size)
+
+    def needs(self, dataset: Dataset) -> Sequence[Need]:
+        found = [
+            Need("hold", Snapshot(dataset, each.name), "tag") for each in self._head(dataset).snapshots if each.holds
+        ]
+        for each in self.list().values():
+            if each.origin is not None and each.origin.dataset == dataset:
+                found.append(Need("clone", each.origin, str(each.dataset)))
+        return found
+
+    def mounted_as(self, dataset: Dataset) -> str:
+        return ""
 
     def freeing(self) -> int:
         return 0

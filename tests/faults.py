@@ -10,6 +10,7 @@ from zfsfs.driver import (
     DestroySnapshot,
     Driver,
     Listing,
+    Need,
     Promote,
     RenameSnapshot,
     SetProperty,
@@ -74,6 +75,12 @@ class Stopping(Driver):
 
     def space(self, dataset: Dataset) -> Space:
         return self._alive().space(dataset)
+
+    def needs(self, dataset: Dataset) -> Sequence[Need]:
+        return self._alive().needs(dataset)
+
+    def mounted_as(self, dataset: Dataset) -> str:
+        return self._driver.mounted_as(dataset)
 
     def freeing(self) -> int:
         return self._alive().freeing()

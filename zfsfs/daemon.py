@@ -19,12 +19,13 @@ import trio
 from zfsfs import mountpoint as mountpoints
 from zfsfs.driver import Driver
 from zfsfs.errors import MountError
-from zfsfs.fs import status
+from zfsfs.fs import status, who
 from zfsfs.fs.control import CONTROL, Control, Text
 from zfsfs.fs.operations import Operations, tell_kernel
 from zfsfs.fs.passthrough import FileHandle, Passthrough
 from zfsfs.fs.tree import Tree
 from zfsfs.fs.workers import Workers
+from zfsfs.names import Dataset
 from zfsfs.store import Store
 from zfsfs.store.events import Event
 
@@ -75,7 +76,11 @@ def serve(settings: Settings, ready: Callable[[], None]) -> None:
 async def _serve(settings: Settings, ready: Callable[[], None]) -> None:
     mountpoint = mountpoints.prepare(settings.mountpoint)
     driver = choose_driver(settings.store)
-    store = Store(driver)
+
+    async def explain(dataset: Dataset) -> str:
+        return await who.explain(tree, dataset)
+
+    store = Store(driver, explain=explain)
     store.events.subscribers.append(_log)
     tree = Tree(store, settings.linger, tell_kernel)
     workers = Workers()

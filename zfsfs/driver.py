@@ -64,6 +64,15 @@ class Space:
     referenced: int
 
 
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What keeps a snapshot and is no process: a 'hold' (`name` is its tag) or a 'clone' (`name` is its full one)."""
+
+    what: str
+    snapshot: Snapshot
+    name: str
+
+
 # The steps of a batch.
 
 
@@ -207,6 +216,12 @@ class Driver(Protocol):
 
     def space(self, dataset: Dataset) -> Space:
         """What a dataset uses. May walk it. Raises Missing."""
+
+    def needs(self, dataset: Dataset) -> Sequence[Need]:
+        """What keeps the snapshots of a dataset from being destroyed, for people to read. Nothing when it is gone."""
+
+    def mounted_as(self, dataset: Dataset) -> str:
+        """What mount tables call a native mount of it; '' where it has no filesystem of its own."""
 
     def freeing(self) -> int:
         """Bytes of destroyed datasets that the pool is still giving back."""

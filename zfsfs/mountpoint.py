@@ -21,10 +21,26 @@ def mounted_type(mountpoint: str) -> str | None:
     with open("/proc/self/mountinfo", "rb") as lines:
         for line in lines:
             before, _, after = line.partition(b" - ")
-            path = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), before.split(b" ")[4])
-            if os.fsdecode(path) == wanted:
+            if os.fsdecode(_unescaped(before.split(b" ")[4])) == wanted:
                 found = after.split(b" ")[0].decode()
     return found
+
+
+def trees() -> list[tuple[str, str]]:
+    """The mounted trees that this process sees: what is served, and where."""
+    found = []
+    with open("/proc/self/mountinfo", "rb") as lines:
+        for line in lines:
+            before, _, after = line.partition(b" - ")
+            root, path = (_unescaped(field) for field in before.split(b" ")[3:5])
+            kind, source = after.split(b" ")[:2]
+            if os.fsdecode(kind) == FSTYPE and root == b"/":
+                found.append((os.fsdecode(_unescaped(source)), os.fsdecode(path)))
+    return found
+
+
+def _unescaped(field: bytes) -> bytes:
+    return re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), field)
 
 
 def is_dead(mountpoint: str) -> bool:

@@ -36,7 +36,7 @@ from zfsfs.directory.copying import copy_tree, remove_tree, tree_size
 from zfsfs.directory.failures import translated
 from zfsfs.directory.lock import take_lock
 from zfsfs.directory.verbs import Verbs, Views
-from zfsfs.driver import DatasetInfo, Listing, Space, Step, TakeSnapshot, View
+from zfsfs.driver import DatasetInfo, Listing, Need, Space, Step, TakeSnapshot, View
 from zfsfs.errors import Missing, Unavailable
 from zfsfs.names import Dataset, Snapshot
 
@@ -135,6 +135,17 @@ class DirectoryDriver:
         finally:
             self._release(tree)
         return Space(used=0 if shared else size, referenced=size)
+
+    def needs(self, dataset: Dataset) -> Sequence[Need]:
+        listing = self.list()
+        return [
+            Need("clone", each.origin, str(each.dataset))
+            for each in listing.values()
+            if each.origin is not None and each.origin.dataset == dataset
+        ]
+
+    def mounted_as(self, dataset: Dataset) -> str:
+        return ""
 
     def freeing(self) -> int:
         return 0

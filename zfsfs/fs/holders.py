@@ -1,83 +1,237 @@
-"""Who holds a directory without an open file: processes with their working directory or root in it, and bind
-mounts of it in any mount namespace.
+"""Who holds something: processes with their working directory, root, executable, a mapping or an open file in it,
+and mounts of it in any mount namespace.
 
-Paths read differently in another namespace, so what is compared are device and inode numbers (proc(5):
-/proc/PID/cwd, /proc/PID/root) and the device and root of each line of /proc/PID/mountinfo.
+Paths read differently in another namespace, so what is compared are device and inode numbers, and the device, root
+and source of each line of /proc/PID/mountinfo. Sources: proc(5), statx(2).
 
-These calls ask our own filesystem: never make them from the event loop.
+Guarantees
+- Nothing here asks a filesystem: what processes refer to is looked at without asking whoever serves it. All the
+  same these are many calls: never make them from the event loop.
+- What a process chose itself (its name) is safe to print on one line.
+
+Looking thoroughly may wait for a process that is stuck (`/proc/PID/maps`, `/proc/PID/cmdline`); the rest can't.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from zfsfs import syscalls
+from zfsfs.names import shown
+
+#: What a process may refer to, by its name under /proc/PID.
+PLACES = {"cwd": "working directory", "root": "root directory"}
+_EXECUTABLE = {"exe": "executable"}
+
+_CONTAINER = re.compile(
+    rb"[^0-9a-f]([0-9a-f]{64})(?:[^0-9a-f]|\Z)"
+    rb"|/(?:machine-|systemd-nspawn@)([^/]+)\.(?:scope|service)"
+    rb"|/lxc(?:\.payload\.|/)([^/]+)"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A process that holds something: an inode number for 'cwd' and 'root', a path below our root for 'mount'."""
+    """A process that holds something. `path` is what, from the tree's root; for what it refers to in the tree it is
+    empty and `ino` tells it. `at` is how the process itself names it: the file of a native mount, or a mount point in
+    the namespace with this number, in which the process is one of several. `container` is the id or name of the one
+    that the process is in, as far as its control group tells."""
 
     pid: int
+    uid: int
     command: str
     what: str
     ino: int = 0
     path: bytes = b""
+    at: bytes = b""
+    namespace: int = 0
+    container: str = ""
 
     def __str__(self) -> str:
-        return f"{self.what} of {self.command} (pid {self.pid})"
+        inside = f" in container {self.container[:12]}" if self.container else ""
+        return f"{self.what} of {self.command} (pid {self.pid}){inside}"
 
 
-def _read(path: str) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What to look for: the tree's device, and what datasets are at natively: their devices and their names in mount
+    tables, each with its path from the tree's root."""
+
+    device: int
+    natives: Mapping[int, bytes] = field(default_factory=dict)
+    sources: Mapping[bytes, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A line of a mountinfo: what is mounted, from the tree's root, and where; `native`: of a dataset itself."""
+
+    path: bytes
+    at: bytes
+    native: bool
+
+
+def read_proc(path: str) -> bytes:
+    """A file of /proc; nothing where the process is gone, or not ours to look at."""
     try:
         with open(path, "rb") as file:
             return file.read()
     except OSError:
-        return b""  # the process is gone, or not ours to look at
-
-
-def _command(pid: int) -> str:
-    return _read(f"/proc/{pid}/comm").decode("utf-8", "replace").strip() or "?"
+        return b""
 
 
 def _unescaped(text: bytes) -> bytes:
     return re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), text)
 
 
-def bind_mounts(mountinfo: bytes, device: int) -> Iterator[bytes]:
-    """The paths below the root of filesystem `device` that a mountinfo shows as mounts of their own."""
-    wanted = b"%d:%d" % (os.major(device), os.minor(device))
+def mounts_in(mountinfo: bytes, wanted: Wanted) -> Iterator[Mount]:
+    """The mounts in a mountinfo of parts of the tree, and of the datasets looked for."""
     for line in mountinfo.splitlines():
-        fields = line.split(b" ")
-        if len(fields) > 4 and fields[2] == wanted and fields[3] != b"/":
-            path = _unescaped(fields[3])
-            yield path.removesuffix(b"//deleted").lstrip(b"/")
-
-
-def holders(device: int, pids: Iterable[int] | None = None) -> list[Holder]:
-    """All holders of anything on filesystem `device` (its st_dev), but ourselves."""
-    found: list[Holder] = []
-    namespaces: set[str] = set()
-    everyone = pids if pids is not None else [int(name) for name in os.listdir("/proc") if name.isdigit()]
-    for pid in everyone:
-        if pid == os.getpid():
+        before, _, after = line.partition(b" - ")
+        fields, kind = before.split(b" "), after.split(b" ")
+        if len(fields) < 5 or len(kind) < 2:
             continue
-        for what in ("cwd", "root"):
-            try:
-                st = os.stat(f"/proc/{pid}/{what}")
-            except OSError:
-                continue
-            if st.st_dev == device:
-                found.append(Holder(pid, _command(pid), what, ino=st.st_ino))
+        major, _, minor = fields[2].partition(b":")
+        device = os.makedev(int(major), int(minor))
+        at = _unescaped(fields[4])
+        if device == wanted.device:
+            root = _unescaped(fields[3]).removesuffix(b"//deleted")
+            if root != b"/":
+                yield Mount(root.lstrip(b"/"), at, native=False)
+            continue
+        path = wanted.natives.get(device)
+        if path is None and kind[0] == b"zfs":
+            path = wanted.sources.get(_unescaped(kind[1]).partition(b"@")[0])
+        if path is not None:
+            yield Mount(path, at, native=True)
+
+
+def container_of(cgroup: bytes) -> str:
+    """The id or name of a container in a /proc/PID/cgroup; '' when there is none that we can tell."""
+    for line in cgroup.splitlines():
+        match = _CONTAINER.search(line)
+        if match:
+            return shown(next(group for group in match.groups() if group is not None))
+    return ""
+
+
+class _Process:
+    """What is looked up of a process once it is known to hold something."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._known: Holder | None = None
+
+    def holder(self, what: str, **more: Any) -> Holder:
+        if self._known is None:
+            uid = re.search(rb"^Uid:\s+\d+\s+(\d+)", read_proc(f"/proc/{self._pid}/status"), re.MULTILINE)
+            command = shown(read_proc(f"/proc/{self._pid}/comm").removesuffix(b"\n") or b"?")
+            container = container_of(read_proc(f"/proc/{self._pid}/cgroup"))
+            self._known = Holder(self._pid, int(uid[1]) if uid else -1, command, what, container=container)
+        return replace(self._known, what=what, **more)
+
+
+def processes() -> list[int]:
+    """All processes that we see, but ourselves."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]
+
+
+def holders(wanted: Wanted, *, thorough: bool = False, pids: Iterable[int] | None = None) -> list[Holder]:
+    """All holders of anything that is wanted, but ourselves: by working and root directory and by mounts, and when
+    `thorough` by executables, open files and mappings, too."""
+    found: list[Holder] = []
+    namespaces: set[int] = set()
+    for pid in processes() if pids is None else pids:
+        process = _Process(pid)
+        found += _by_reference(pid, process, wanted, PLACES | _EXECUTABLE if thorough else PLACES)
+        if thorough:
+            found += _by_open_file(pid, process, wanted)
+            found += _by_mapping(pid, process, wanted)
         try:
-            namespace = os.readlink(f"/proc/{pid}/ns/mnt")
+            namespace = os.stat(f"/proc/{pid}/ns/mnt").st_ino
         except OSError:
             continue
         if namespace not in namespaces:
             namespaces.add(namespace)
-            found += [
-                Holder(pid, _command(pid), "mount", path=path)
-                for path in bind_mounts(_read(f"/proc/{pid}/mountinfo"), device)
-            ]
+            for mount in mounts_in(read_proc(f"/proc/{pid}/mountinfo"), wanted):
+                what = "native mount" if mount.native else "mount"
+                found.append(process.holder(what, path=mount.path, at=mount.at, namespace=namespace))
     return found
+
+
+def _by_reference(pid: int, process: _Process, wanted: Wanted, places: dict[str, str]) -> Iterator[Holder]:
+    for place, what in places.items():
+        path = f"/proc/{pid}/{place}"
+        try:
+            device, ino = syscalls.identity(path)
+        except OSError:
+            continue  # it is gone, or not ours to look at
+        if device == wanted.device:
+            yield process.holder(what, ino=ino)
+        elif device in wanted.natives:
+            yield process.holder(what, path=wanted.natives[device], at=_target(path))
+
+
+def _by_open_file(pid: int, process: _Process, wanted: Wanted) -> Iterator[Holder]:
+    try:
+        numbers = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return
+    yield from _by_reference(pid, process, wanted, {f"fd/{number}": "open file" for number in numbers})
+
+
+def _by_mapping(pid: int, process: _Process, wanted: Wanted) -> Iterator[Holder]:
+    seen = set()
+    for line in read_proc(f"/proc/{pid}/maps").splitlines():
+        fields = line.split(b" ", 5)
+        if len(fields) < 5 or fields[4] == b"0" or (fields[3], fields[4]) in seen:
+            continue
+        seen.add((fields[3], fields[4]))
+        major, _, minor = fields[3].partition(b":")
+        device = os.makedev(int(major, 16), int(minor, 16))
+        if device == wanted.device:
+            yield process.holder("mapping", ino=int(fields[4]))
+        elif device in wanted.natives:
+            at = fields[5].strip() if len(fields) > 5 else b""
+            yield process.holder("mapping", path=wanted.natives[device], at=at)
+
+
+def _target(path: str) -> bytes:
+    try:
+        return os.fsencode(os.readlink(path))
+    except OSError:
+        return b""
+
+
+def sends(leaves: frozenset[bytes]) -> list[Holder]:
+    """The `zfs send` commands under way for a dataset, by the last component of its name: its other components may
+    have changed since the command was started."""
+    found = []
+    for pid in processes():
+        if read_proc(f"/proc/{pid}/comm") != b"zfs\n":
+            continue
+        words = read_proc(f"/proc/{pid}/cmdline").split(b"\0")
+        if b"send" not in words[1:2]:
+            continue
+        for word in words[2:]:
+            dataset, at, _ = word.partition(b"@")
+            if at and dataset.rpartition(b"/")[2] in leaves:
+                found.append(_Process(pid).holder("zfs send", at=word))
+                break
+    return found
+
+
+def sentence(told: dict[str, Any]) -> str:
+    """A holder as the attribute `user.zfsfs.holders` has it, for a person to read."""
+    text = str(told["what"])
+    if "pid" in told:
+        text += f" by {told['command']} (pid {told['pid']})"
+    if "name" in told:
+        text += f" {told['name']} of @{told['snapshot']}"
+    text += "".join(f" {word} {told[key]}" for word, key in (("of", "path"), ("at", "at")) if told.get(key))
+    text += f" in mount namespace {told['namespace']}" if "namespace" in told else ""
+    return text + (f" in container {told['container'][:12]}" if "container" in told else "")

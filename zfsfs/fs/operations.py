@@ -17,7 +17,7 @@ import pyfuse3
 import trio
 
 from zfsfs.errors import Missing
-from zfsfs.fs import control, status
+from zfsfs.fs import control, status, who
 from zfsfs.fs.area import Area
 from zfsfs.fs.control import FIRST_INODE, Control, Own, Reader
 from zfsfs.fs.nodes import Node
@@ -249,9 +249,11 @@ class Operations(pyfuse3.Operations):
     # Extended attributes.
 
     @answered
-    async def getxattr(self, inode: int, name: bytes, ctx: object) -> bytes:
-        if inode < FIRST_INODE:
+    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        if inode < FIRST_INODE and name != who.NAME:
             raise error(errno.ENODATA)
+        if name == who.NAME:
+            return await self._holders(inode, ctx.uid)
         node = await self._node(inode)
         if node.parent is None and name.startswith(b"user.zfsfs."):
             value = await status.xattr(self._tree, node.area, name)
@@ -259,6 +261,17 @@ class Operations(pyfuse3.Operations):
                 raise error(errno.ENODATA)
             return value
         return self._files.getxattr(node, name)
+
+    async def _holders(self, inode: int, uid: int) -> bytes:
+        """Who holds a directory or file, and all beneath."""
+        node = self._by_ino.get(inode)
+        if node is not None:
+            found = await who.of_path(self._tree, who.path_of(node), node.area, uid)
+        elif inode in (control.ROOT, *_GROUPS):
+            found = await who.of_path(self._tree, _GROUPS.get(inode, b""), None, uid)
+        else:
+            raise error(errno.ENODATA)
+        return who.packed(found)
 
     @answered
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from zfsfs.driver import View
-from zfsfs.names import BuildId, BuildName, CacheName, SessionName
+from zfsfs.names import BuildId, BuildName, CacheName, Dataset, SessionName, cache, result
 from zfsfs.store import Session
 
 if TYPE_CHECKING:
@@ -22,8 +22,14 @@ class BuildPlace:
     name: BuildName
     created: float
     discarded: bool = False
+    grave: Dataset | None = None  # what its dataset is called since it was discarded
 
     kind = "build"
+
+    @property
+    def dataset(self) -> Dataset:
+        """What is behind it."""
+        return self.grave or result(self.name.id)
 
     def path(self) -> bytes:
         """Where it is, below the mountpoint."""
@@ -32,11 +38,18 @@ class BuildPlace:
 
 @dataclass(eq=False, slots=True)
 class ResultPlace:
-    """A published result."""
+    """A published result. `deleted`: its directory is gone, the dataset goes with the last handle."""
 
     id: BuildId
+    deleted: bool = False
+    grave: Dataset | None = None  # what its dataset is called since then
 
     kind = "result"
+
+    @property
+    def dataset(self) -> Dataset:
+        """What is behind it."""
+        return self.grave or result(self.id)
 
     def path(self) -> bytes:
         """Where it is, below the mountpoint."""
@@ -58,6 +71,11 @@ class CachePlace:
     holders: list[str] = field(default_factory=list)
 
     kind = "cache"
+
+    @property
+    def dataset(self) -> Dataset:
+        """What is behind it: the session's clone, or the published version."""
+        return self.session.dataset if self.session is not None else cache(self.name.cache)
 
     def path(self) -> bytes:
         """Where it is, below the mountpoint."""

@@ -68,6 +68,11 @@ class Sessions:
             area.on_forgotten = self._forgotten
         return area
 
+    def all(self) -> list[Area]:
+        """The areas of all caches that the kernel may know, and of sessions that are being discarded."""
+        known = {area for shared in self._shared.values() for area in shared.areas.values()}
+        return list(known | self.open_areas)
+
     def _forgotten(self, area: Area) -> None:
         place = _place(area)
         if place.cache.areas.get(bytes(place.name)) is area:

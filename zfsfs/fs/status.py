@@ -26,6 +26,7 @@ def status(tree: Tree) -> dict[str, Any]:
             {
                 "id": str(ident),
                 "base": str(info.base) if info.base else None,
+                "path": f"builds/{ident}@{info.base}" if info.base else f"builds/{ident}",
                 "dataset": str(info.dataset),
                 "created": info.created,
                 "open": tree.builds[ident].opens if ident in tree.builds else 0,
@@ -34,13 +35,19 @@ def status(tree: Tree) -> dict[str, Any]:
         ],
         "results": len(store.builds.results()),
         "caches": [
-            {"name": str(name), "generation": info.generation, "dataset": str(info.dataset)}
+            {
+                "name": str(name),
+                "path": os.fsdecode(b"caches/" + name.name),
+                "generation": info.generation,
+                "dataset": str(info.dataset),
+            }
             for name in store.caches.names()
             if (info := store.caches.get(name)) is not None
         ],
         "sessions": [
             {
                 "name": str(area.place.name),
+                "path": os.fsdecode(area.place.path()),
                 "dataset": str(area.place.session.dataset),
                 "generation": area.place.session.generation,
                 "opened": area.place.session.opened,

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 import trio
 
@@ -16,7 +17,7 @@ from zfsfs.driver import View
 from zfsfs.errors import Busy, Exists, InvalidName, Missing
 from zfsfs.fs.area import Area
 from zfsfs.fs.control import FIRST_INODE
-from zfsfs.fs.holders import Holder, holders
+from zfsfs.fs.holders import Holder, Wanted, holders
 from zfsfs.fs.nodes import NodeTable, stale
 from zfsfs.fs.passthrough import Caller, error
 from zfsfs.fs.places import BuildPlace, CachePlace, ResultPlace
@@ -35,6 +36,7 @@ class Tree:
         self.table = NodeTable(FIRST_INODE)
         self.builds: dict[BuildId, Area] = {}
         self._results: dict[BuildId, Area] = {}
+        self._lingering: set[Area] = set()  # of builds and results that are gone, with handles that are open
         self.sessions = Sessions(store, self.table, linger, self.holders_of, tell)
         self.device = -1
         self._state: View | None = None
@@ -93,7 +95,7 @@ class Tree:
             await self.sessions.ready(area)
         elif isinstance(area.place, ResultPlace):
             info = self.store.builds.result(area.place.id)
-            if info is None:
+            if info is None or area.place.deleted:
                 raise stale()
             snapshot = Snapshot(info.dataset, "snap")
             view = await trio.to_thread.run_sync(lambda: self.store.driver.view(snapshot, writable=False))
@@ -177,32 +179,51 @@ class Tree:
         with trio.move_on_after(DRAIN):
             await area.until(lambda: not area.opens)
         build.discarded = True
-        if not area.opens:
-            _let_go(area)
-        await self.store.builds.discard(build.name.id)
+        build.grave = await self._remove(area, self.store.builds.discard(build.name.id))
         self.builds.pop(build.name.id, None)
+        self._end(area)
+
+    async def _delete_result(self, area: Area) -> None:
+        place = area.place
+        assert isinstance(place, ResultPlace)
+        with trio.move_on_after(DRAIN):
+            await area.until(lambda: not area.opens)
+        place.grave = await self._remove(area, self.store.builds.delete(place.id))
+        place.deleted = True
+        self._results.pop(place.id, None)
+        self.table.hold(area.root)
+        self._end(area)
+
+    async def _remove(self, area: Area, verb: Coroutine[Any, Any, Dataset | None]) -> Dataset | None:
+        """Let a verb give up what is behind an area. Nothing that is open in it is disturbed."""
+        view = None if area.opens else area.detach()
+        if view is not None:
+            view.close()
+        try:
+            return await verb
+        except BaseException:
+            if view is not None and isinstance(area.place, BuildPlace):
+                area.place.discarded = False
+                dataset = area.place.dataset
+                with trio.CancelScope(shield=True):
+                    area.attach(await trio.to_thread.run_sync(lambda: self.store.driver.view(dataset, writable=True)))
+            raise
+
+    def _end(self, area: Area) -> None:
+        """A build or result is gone. What is open in it goes on working, as in a removed directory."""
         if area.opens:
-            self.sessions.nursery.start_soon(self._end_discarded, area)
+            self._lingering.add(area)
+            self.sessions.nursery.start_soon(self._linger, area)
         else:
+            _let_go(area)
             self.table.closed(area.root)
 
-    async def _end_discarded(self, area: Area) -> None:
-        """What is open in a discarded build goes on working, as in a removed directory."""
+    async def _linger(self, area: Area) -> None:
         await area.until(lambda: not area.opens)
+        self._lingering.discard(area)
         _let_go(area)
         self.table.closed(area.root)
         self.store.reaper.hurry()
-
-    async def _delete_result(self, area: Area) -> None:
-        assert isinstance(area.place, ResultPlace)
-        ident = area.place.id
-        with trio.move_on_after(DRAIN):
-            await area.until(lambda: not area.opens)
-        if area.opens:
-            raise Busy(f"result {ident} can't be deleted: {area.opens} files in it are open")
-        _let_go(area)
-        await self.store.builds.delete(ident)
-        self._results.pop(ident, None)
 
     # What is going on.
 
@@ -210,15 +231,24 @@ class Tree:
         """Who holds an area without an open handle."""
         if self.device < 0:
             return []
-        found = await trio.to_thread.run_sync(holders, self.device, abandon_on_cancel=True)
+        wanted = Wanted(self.device)
+        found = await trio.to_thread.run_sync(holders, wanted, abandon_on_cancel=True)
         return [str(each) for each in found if self._is_in(each, area)]
 
     def _is_in(self, holder: Holder, area: Area) -> bool:
-        if holder.what == "mount":
+        if not holder.ino:
             path = area.place.path()
             return holder.path == path or holder.path.startswith(path + b"/")
         node = self.table.by_ino.get(holder.ino)
         return node is not None and node.area is area
+
+    def areas(self) -> list[Area]:
+        """Every area that somebody may hold."""
+        return [*self.builds.values(), *self._results.values(), *self.sessions.all(), *self._lingering]
+
+    def showing(self, dataset: Dataset) -> set[Area]:
+        """The areas with this dataset behind them."""
+        return {area for area in self.areas() if area.place.dataset == dataset}
 
     def statvfs(self) -> os.statvfs_result:
         """The pool's space, or the quota's."""
@@ -233,7 +263,7 @@ class Tree:
             for ident in list(self.builds):
                 _let_go(self.builds.pop(ident))
                 await self.store.builds.discard(ident)
-            for area in self._results.values():
+            for area in (*self._results.values(), *self._lingering):
                 _let_go(area)
             await self.store.caches.settle()
             await self.store.reaper.try_all()

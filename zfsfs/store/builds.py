@@ -55,13 +55,7 @@ def _doomed(listing: Listing, dataset: Dataset, running: set[Dataset]) -> list[D
     pending = [listing[dataset]]
     while pending:
         info = pending.pop()
-        for each in info.snapshots:
-            if each.holds:
-                raise Busy(f"{each.snapshot} is held by somebody: see 'zfs holds'")
-        clones = clones_of(listing, info.dataset)
-        if sum(each.clones for each in info.snapshots) > len(clones):
-            raise Busy(f"{info.dataset} has a clone outside of the store")
-        for clone in clones:
+        for clone in clones_of(listing, info.dataset):
             if clone.dataset in running:
                 raise Busy(f"the build {clone.dataset.leaf} is based on {info.dataset.leaf}")
             if clone.dataset.group == "result" and clone.snapshot(SNAP) is not None:
@@ -179,13 +173,16 @@ class Builds:
     def _busy_datasets(self) -> set[Dataset]:
         return {result(each) for each in (*self._running, *self._flying)}
 
-    async def _entomb(self, datasets: list[Dataset]) -> None:
-        """Give datasets up, clones first: each becomes rubbish by one rename, and is destroyed by and by."""
+    async def _entomb(self, datasets: list[Dataset]) -> Dataset:
+        """Give datasets up, clones first: each becomes rubbish by one rename, and is destroyed by and by. Returns
+        what the last of them is called now."""
+        assert datasets
         for dataset in datasets:
             # A crash between two of them: what is based on a result is given up and the result is still there.
             grave = junk(self._numbers.take(), dataset.leaf)
             await trio.to_thread.run_sync(self._driver.rename, dataset, grave)
             self._reaper.add(grave, with_foreign=True)
+        return grave
 
     async def publish(self, id: BuildId) -> ResultInfo:
         """A build becomes a result. The caller has seen to it that everything is written and nobody writes.
@@ -206,8 +203,9 @@ class Builds:
         self._events.append("published", str(id), f"build {id} is published")
         return found
 
-    async def discard(self, id: BuildId) -> None:
-        """A build has failed: it is gone, and destroyed as soon as nothing holds it.
+    async def discard(self, id: BuildId) -> Dataset:
+        """A build has failed: it is gone, and destroyed as soon as nothing holds it. Returns what its dataset is
+        called until then.
 
         Raises Missing, Busy (something else is done with it), and what the verb raises: the build then goes on.
         """
@@ -217,15 +215,18 @@ class Builds:
             raise Missing(f"{id} is not being built")
         with self._flight(id):
             # One verb: a crash before it leaves a left-over, a crash after it rubbish.
-            await self._entomb([build.dataset])
+            grave = await self._entomb([build.dataset])
             del self._running[id]
         self._events.append("discarded", str(id), f"build {id} is discarded")
+        return grave
 
-    async def delete(self, id: BuildId) -> None:
-        """Delete a result; unregistered clones of it (a crash's) and foreign snapshots go with it.
+    async def delete(self, id: BuildId) -> Dataset | None:
+        """Delete a result; unregistered clones of it (a crash's) and foreign snapshots go with it. Whatever else
+        needs it (a hold, a clone elsewhere, who looks into it) delays only that its space comes back. Returns what
+        its dataset is called until then.
 
-        Raises Missing, Busy (a registered result or a running build is based on it, somebody holds a snapshot of it
-        or has a clone of it elsewhere), and what the verbs raise: the result is then still there.
+        Raises Missing, Busy (a registered result or a running build is based on it), and what the verbs raise: the
+        result is then still there.
         """
         self._not_flying(id)
         found = self._results.get(id)
@@ -236,6 +237,7 @@ class Builds:
         based += [each for each, base in self._flying.items() if base == id]
         if based:
             raise Busy(f"{id} is the base of {', '.join(sorted(map(str, based)))}")
+        grave = None
         with self._flight(id):
             running = self._busy_datasets()
             info = await trio.to_thread.run_sync(self._driver.info, found.dataset)
@@ -244,8 +246,9 @@ class Builds:
                 listing = await trio.to_thread.run_sync(self._driver.list)
             if found.dataset in listing:
                 info = listing[found.dataset]
-                await self._entomb(_doomed(listing, found.dataset, running))
+                grave = await self._entomb(_doomed(listing, found.dataset, running))
             del self._results[id]
         others = foreign(info) if info is not None else []
         along = f", and its snapshots {', '.join(others)} with it" if others else ""
         self._events.append("deleted", str(id), f"result {id} is deleted{along}", foreign=others)
+        return grave

@@ -75,6 +75,13 @@ def junk(number: int, text: str) -> Dataset:
     return Dataset("cache-tmp", f"{number}-r-{text[:32].strip()}")
 
 
+def former_leaf(dataset: Dataset) -> str:
+    """The last component of what a dataset of cache-tmp was before, as far as its name tells."""
+    if dataset.group != "cache-tmp":
+        return dataset.leaf
+    return dataset.leaf.partition("-")[2].removeprefix("r-")
+
+
 def is_junk(dataset: Dataset) -> bool:
     """Whether a dataset is given up."""
     return dataset.group == "cache-tmp" and _JUNK.match(dataset.leaf) is not None

@@ -7,18 +7,27 @@ entry says so. What is queued survives a restart, because recovery finds the sam
 from __future__ import annotations
 
 import math
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import trio
 
 from zfsfs.driver import DatasetInfo, Destroy, DestroySnapshot, Driver
-from zfsfs.errors import Missing, StoreError
+from zfsfs.errors import Busy, Missing, StoreError
 from zfsfs.names import Dataset, cache_of
 from zfsfs.store.events import EventLog
 from zfsfs.store.layout import foreign
 
 FIRST_DELAY = 0.2
 LONGEST_DELAY = 300.0
+FRESH = "it was not tried yet"
+
+Explain = Callable[[Dataset], Awaitable[str]]
+
+
+async def nobody(dataset: Dataset) -> str:
+    """An `Explain` that knows nothing."""
+    return ""
 
 
 def obstacle(info: DatasetInfo, *, with_foreign: bool) -> str:
@@ -28,7 +37,7 @@ def obstacle(info: DatasetInfo, *, with_foreign: bool) -> str:
         return f"{info.dataset} has snapshots of somebody else ({', '.join(others)}); it goes when they are gone"
     for each in info.snapshots:
         if each.holds:
-            return f"{each.snapshot} is held: see 'zfs holds'"
+            return f"{each.snapshot} is held"
         if each.clones:
             return f"{each.snapshot} is needed by {each.clones} clone{'s' if each.clones > 1 else ''}"
     return ""
@@ -37,6 +46,14 @@ def obstacle(info: DatasetInfo, *, with_foreign: bool) -> str:
 def destroy_whole(driver: Driver, dataset: Dataset, *, with_foreign: bool) -> str:
     """Destroy a dataset of cache-tmp and its snapshots, never its clones. Returns '' when it is gone, else why it
     is not; it may have lost snapshots then, so it must be one that nobody will want again."""
+    try:
+        return _destroy(driver, dataset, with_foreign=with_foreign)
+    except Busy as error:
+        return str(error)
+
+
+def _destroy(driver: Driver, dataset: Dataset, *, with_foreign: bool) -> str:
+    """See `destroy_whole`. Raises Busy when it is in use or held: then it is worth looking by whom."""
     if dataset.group != "cache-tmp" or not dataset.leaf:
         return f"{dataset} does not lie in cache-tmp"
     try:
@@ -44,6 +61,8 @@ def destroy_whole(driver: Driver, dataset: Dataset, *, with_foreign: bool) -> st
         if info is None:
             return ""
         reason = obstacle(info, with_foreign=with_foreign)
+        if reason and any(each.holds for each in info.snapshots):
+            raise Busy(reason)
         if reason:
             return reason
         # (a) A crash in this batch leaves the dataset with fewer snapshots: still rubbish or a left-over clone.
@@ -54,6 +73,8 @@ def destroy_whole(driver: Driver, dataset: Dataset, *, with_foreign: bool) -> st
             driver.destroy(dataset)
     except Missing:
         return "" if driver.info(dataset) is None else f"{dataset} changed meanwhile"
+    except Busy:
+        raise
     except StoreError as error:
         return str(error) or type(error).__name__
     return ""
@@ -65,22 +86,24 @@ class Waiting:
 
     dataset: Dataset
     with_foreign: bool
-    reason: str = ""
+    reason: str
     tries: int = 0
     due: float = 0.0
 
 
 class Reaper:
-    """The queue. Entries are tried when they come and then ever more rarely, up to every five minutes."""
+    """The queue. Entries are tried when they come and then ever more rarely, up to every five minutes. `explain`
+    tells who holds a dataset that is in use, '' when nobody is found."""
 
-    def __init__(self, driver: Driver, events: EventLog) -> None:
+    def __init__(self, driver: Driver, events: EventLog, explain: Explain) -> None:
         self._driver = driver
         self._events = events
+        self._explain = explain
         self._wake = trio.Event()
         self._trying = trio.Lock()
         self.queue: dict[Dataset, Waiting] = {}
 
-    def add(self, dataset: Dataset, *, with_foreign: bool, reason: str = "") -> None:
+    def add(self, dataset: Dataset, *, with_foreign: bool, reason: str = FRESH) -> None:
         """Queue a dataset; it is due at once."""
         known = self.queue.setdefault(dataset, Waiting(dataset, with_foreign, reason))
         known.with_foreign |= with_foreign
@@ -99,9 +122,13 @@ class Reaper:
         self._wake.set()
 
     async def _try(self, entry: Waiting) -> bool:
-        reason = await trio.to_thread.run_sync(
-            lambda: destroy_whole(self._driver, entry.dataset, with_foreign=entry.with_foreign)
-        )
+        try:
+            reason = await trio.to_thread.run_sync(
+                lambda: _destroy(self._driver, entry.dataset, with_foreign=entry.with_foreign)
+            )
+        except Busy as error:
+            who = await self._explain(entry.dataset)
+            reason = f"{error}: {who}" if who else str(error)
         subject = str(entry.dataset)
         if not reason:
             self.queue.pop(entry.dataset, None)

@@ -16,17 +16,17 @@ from zfsfs.store.builds import Builds
 from zfsfs.store.caches import Caches
 from zfsfs.store.events import EventLog
 from zfsfs.store.layout import Numbers, free_number
-from zfsfs.store.reaper import Reaper
+from zfsfs.store.reaper import Explain, Reaper, nobody
 from zfsfs.store.recovery import RecoveryReport, carry_out
 
 
 class Store:
     """One store. `start` it, keep `run` running, and `close` it whatever happened."""
 
-    def __init__(self, driver: Driver, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, driver: Driver, *, clock: Callable[[], float] = time.time, explain: Explain = nobody) -> None:
         self.driver = driver
         self.events = EventLog(clock)
-        self.reaper = Reaper(driver, self.events)
+        self.reaper = Reaper(driver, self.events, explain)
         self._numbers = Numbers()
         self.builds = Builds(driver, self.events, self.reaper, self._numbers)
         self.caches = Caches(driver, self.events, self.reaper, self._numbers, clock)

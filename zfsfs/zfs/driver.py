@@ -20,9 +20,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 
-from zfsfs.driver import DatasetInfo, Destroy, Listing, Promote, RenameSnapshot, SetProperty, Space, Step, View
+from zfsfs.driver import DatasetInfo, Destroy, Listing, Need, Promote, RenameSnapshot, SetProperty, Space, Step, View
 from zfsfs.errors import Busy, Exists, Locked, Missing, ZfsfsError
-from zfsfs.names import Dataset, PoolName, Snapshot
+from zfsfs.names import Dataset, PoolName, Snapshot, shown
 from zfsfs.zfs import changes, library, programs
 from zfsfs.zfs.views import look_into
 
@@ -105,6 +105,26 @@ class ZfsDriver:
         if found is None:
             raise Missing(f"{full} does not exist")
         return Space(found[b"used"], found[b"referenced"])
+
+    def needs(self, dataset: Dataset) -> Sequence[Need]:
+        """See `Driver.needs`."""
+        info = self.info(dataset)
+        found = []
+        for each in info.snapshots if info else ():
+            full = self._pool.full(each.snapshot)
+            gone = {errno.ENOENT: lambda what: Missing(f"{what} is gone")}
+            with suppress(Missing):
+                tags = self._call(self._core.lzc_get_holds, full, full.encode(), meanings=gone) if each.holds else {}
+                found += [Need("hold", each.snapshot, shown(tag)) for tag in tags]
+            if each.clones:
+                query = self._core.lzc_channel_program_nosync
+                clones = self._program(query, programs.CLONES, [full.encode()], full, programs.SMALL)
+                found += [Need("clone", each.snapshot, shown(name)) for name in clones.values()]
+        return found
+
+    def mounted_as(self, dataset: Dataset) -> str:
+        """See `Driver.mounted_as`."""
+        return self._pool.full(dataset)
 
     def freeing(self) -> int:
         """See `Driver.freeing`. libzfs_core has no call for a pool's properties, so this asks zpool(8)."""

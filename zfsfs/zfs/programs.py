@@ -71,6 +71,14 @@ if not zfs.exists(name) then return nil end
 return {used = (zfs.get_prop(name, "used")), referenced = (zfs.get_prop(name, "referenced"))}
 """
 
+CLONES = b"""
+local name, found = (...)["argv"][1], {}
+if zfs.exists(name) then
+    for clone in zfs.list.clones(name) do found[#found + 1] = clone end
+end
+return found
+"""
+
 
 def reading(pool: PoolName, datasets: Sequence[Dataset], *, children: bool) -> dict[bytes, Any]:
     """What READ is given."""

@@ -81,6 +81,23 @@ def test_the_kernel_forgets_what_another_session_has_replaced(tree, cache):
     assert (cache / "file").read_text() == "newer and longer"
 
 
+def test_a_session_after_one_that_only_read_an_older_version_shows_the_newest(tree, cache):
+    reader = tree / "caches/c@reader"
+    with held(reader):
+        assert (reader / "file").read_text() == "first"
+        assert not (reader / "added").exists()
+        with held(cache):
+            (cache / "file").write_text("later")
+            (cache / "added").write_text("")
+        assert tree.outcome("c") == "published"
+        assert (reader / "file").read_text() == "first"
+    assert tree.outcome("c@reader") == "unchanged"
+    with held(reader):
+        assert (reader / "file").read_text() == "later"
+        assert sorted(os.listdir(reader)) == ["added", "file"]
+        assert (reader / "added").exists()
+
+
 def test_a_removed_session_goes_nowhere(tree, cache):
     mine = tree / "caches/c@mine"
     with held(mine):

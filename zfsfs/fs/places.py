@@ -59,14 +59,15 @@ class ResultPlace:
 @dataclass(eq=False, slots=True)
 class CachePlace:
     """A cache by one of its paths. `session` is there while it is open; `discarded`: its directory was removed
-    and what is still open in it goes nowhere. `closing`: its session is being released. `outcome` is how its last
-    session ended."""
+    and what is still open in it goes nowhere. `closing`: its session is being released. `telling`: how often the
+    kernel is being told to forget what the area showed. `outcome` is how its last session ended."""
 
     name: SessionName
     cache: SharedCache
     session: Session | None = None
     discarded: bool = False
     closing: bool = False
+    telling: int = 0
     outcome: str = ""
     holders: list[str] = field(default_factory=list)
 

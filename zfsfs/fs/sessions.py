@@ -4,6 +4,7 @@ Guarantees
 - What an idle area shows is the published version; an open one shows its own clone to its end.
 - Opening, closing and switching of one cache's areas are ordered by its lock.
 - Kernel caches are told after the lock was given up: the kernel may wait for a request that waits for the lock.
+  Nothing is opened in an area until they have been.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from zfsfs.fs.nodes import NodeTable, stale
 from zfsfs.fs.passthrough import error
 from zfsfs.fs.places import CachePlace, SharedCache
 from zfsfs.names import CacheName, SessionName
-from zfsfs.store import Outcome, Store
+from zfsfs.store import Outcome, Session, Store
 
 log = logging.getLogger(__name__)
 
@@ -105,9 +106,15 @@ class Sessions:
             if area.view is None:
                 raise stale()
             return
-        async with place.cache.lock:
-            if place.session is None:
-                await self._open(area, place)
+        while place.session is None or place.closing:
+            # What the kernel still has of an older version must not be read in the session. No request that the
+            # kernel's forgetting waits for comes here.
+            await area.until(lambda: not place.telling)
+            async with place.cache.lock:
+                if place.session is None and not place.telling:
+                    if place.discarded:
+                        raise stale()
+                    await self._open(area, place)
 
     async def _open(self, area: Area, place: CachePlace) -> None:
         session = await self._store.caches.open(place.name.cache, place.name.label)
@@ -165,10 +172,11 @@ class Sessions:
         """End an open session: published, superseded, unchanged or discarded. With `force` open handles don't
         count. Does nothing when somebody came meanwhile."""
         place = _place(area)
-        told: list[tuple[bytes, list[int]]] = []
+        told: list[tuple[Area, list[int]]] = []
         with trio.CancelScope(shield=True):
             async with place.cache.lock:
-                if place.session is None or (area.opens and not force):
+                session = place.session
+                if session is None or (area.opens and not force):
                     return
                 # From here on who wants to open or change something waits for the next session: what came after
                 # the snapshot would be lost.
@@ -184,12 +192,23 @@ class Sessions:
                         if other is not area and _place(other).session is None:
                             told.append(await self._refresh(other, place.cache))
                 elif not place.discarded:
-                    told.append(await self._refresh(area, place.cache))
-                    if outcome is Outcome.UNCHANGED:
-                        told.pop()
+                    news = await self._refresh(area, place.cache)
+                    if outcome is not Outcome.UNCHANGED or not self._is_newest(session):
+                        told.append(news)
+                for other, _ in told:
+                    _place(other).telling += 1
             self._table.closed(area.root)
-        for name, inodes in told:
-            await self._tell(name, inodes)
+        try:
+            for other, inodes in told:
+                await self._tell(bytes(_place(other).name), inodes)
+        finally:
+            for other, _ in told:
+                _place(other).telling -= 1
+                other.stir()
+
+    def _is_newest(self, session: Session) -> bool:
+        info = self._store.caches.get(session.cache)
+        return info is not None and info.generation == session.generation
 
     async def _end(self, area: Area, place: CachePlace) -> Outcome:
         session, shared = place.session, place.cache
@@ -209,9 +228,9 @@ class Sessions:
         shared.view = area.view  # the clone is the cache now, and what looks into it goes on doing so
         return outcome
 
-    async def _refresh(self, area: Area, shared: SharedCache) -> tuple[bytes, list[int]]:
+    async def _refresh(self, area: Area, shared: SharedCache) -> tuple[Area, list[int]]:
         names = area.attach_anew(await self._published(shared))
-        return bytes(_place(area).name), [ino for ino, _ in names]
+        return area, [ino for ino, _ in names]
 
     def _drop_view(self, shared: SharedCache) -> None:
         """Stop looking into the published version: it is about to be replaced."""

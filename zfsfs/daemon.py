@@ -24,6 +24,7 @@ from zfsfs.fs.control import CONTROL, Control, Text
 from zfsfs.fs.operations import Operations, tell_kernel
 from zfsfs.fs.passthrough import FileHandle, Passthrough
 from zfsfs.fs.tree import Tree
+from zfsfs.fs.users import BUILD, FILE, MOST_OWN, OWN, SESSION, Users
 from zfsfs.fs.workers import Workers
 from zfsfs.names import Dataset
 from zfsfs.store import Store
@@ -34,12 +35,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a mount is made of; `linger` in seconds. `options` go to FUSE as they are."""
+    """What a mount is made of; `linger` in seconds. `options` go to FUSE as they are. The others are the most that
+    an ordinary user may have."""
 
     store: str
     mountpoint: str
     linger: float = 2.0
     options: frozenset[str] = frozenset()
+    max_builds: int = 256
+    max_sessions: int = 256
 
 
 def choose_driver(store: str) -> Driver:
@@ -82,7 +86,8 @@ async def _serve(settings: Settings, ready: Callable[[], None]) -> None:
 
     store = Store(driver, explain=explain)
     store.events.subscribers.append(_log)
-    tree = Tree(store, settings.linger, tell_kernel)
+    users = _users(settings, store)
+    tree = Tree(store, settings.linger, tell_kernel, users)
     workers = Workers()
     try:
         await store.start()
@@ -97,10 +102,17 @@ async def _serve(settings: Settings, ready: Callable[[], None]) -> None:
         workers.close()
 
 
+def _users(settings: Settings, store: Store) -> Users:
+    """What ordinary users may have. A quarter of all descriptors is enough for one of them."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
+    most = {BUILD: settings.max_builds, SESSION: settings.max_sessions, FILE: files, OWN: MOST_OWN}
+    return Users(most, lambda user, text: store.events.append("warning", user, text))
+
+
 async def _mounted(
     settings: Settings, mountpoint: str, tree: Tree, workers: Workers, ready: Callable[[], None]
 ) -> None:
-    files = Passthrough(tree.table, workers)
+    files = Passthrough(tree.table, workers, tree.users)
     name = settings.store.replace("\\", "\\\\").replace(",", "\\,")
     options = {f"fsname={name}", "subtype=zfsfs", "default_permissions", "nosuid", "nodev", *settings.options}
     if os.geteuid() == 0:

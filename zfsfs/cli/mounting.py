@@ -31,6 +31,11 @@ def add(commands: Commands) -> None:
     mount.add_argument(
         "--linger", type=float, metavar="SECONDS", help="how long a session outlives its last user (2)"
     )
+    for what, text in (("builds", "builds that run"), ("sessions", "open sessions of caches")):
+        mount.add_argument(
+            f"--max-{what}", type=int, default=256, metavar="N",
+            help=f"how many {text} an ordinary user may have (256); more are EDQUOT. Root may have any number",
+        )  # fmt: skip
     mount.add_argument("--log", metavar="FILE", help="where the daemon's log goes (the system's log)")
 
 
@@ -57,7 +62,10 @@ def _mount(options: argparse.Namespace) -> None:
     if not 0 <= linger < float("inf"):
         raise UsageError(f"--linger {linger}: seconds, not below 0")
     store = os.path.abspath(options.store) if options.store.startswith((".", "/")) else options.store
-    settings = Settings(store, os.path.abspath(options.mountpoint), linger, frozenset(passed))
+    most = options.max_builds, options.max_sessions
+    if min(most) < 0:
+        raise UsageError("--max-builds and --max-sessions: a number, not below 0")
+    settings = Settings(store, os.path.abspath(options.mountpoint), linger, frozenset(passed), *most)
     if foreground:
         log_to(log, foreground=True)
         serve(settings, lambda: None)

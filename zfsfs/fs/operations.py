@@ -24,6 +24,7 @@ from zfsfs.fs.nodes import Node
 from zfsfs.fs.passthrough import Caller, DirectoryHandle, Passthrough, error
 from zfsfs.fs.replies import absent, answered, attributes, own_attributes
 from zfsfs.fs.tree import BUILDS, CACHES, RESULTS, Tree
+from zfsfs.fs.users import OWN
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ class Operations(pyfuse3.Operations):
         self._by_ino = tree.table.by_ino
         self._born = time.time_ns()
         self._own: dict[int, list[tuple[int, bytes]] | Reader] = {}
+        self._own_users: dict[int, int] = {}  # whose they are, but for root's
         self._next_own = _FIRST_OWN_HANDLE
 
     # Finding.
@@ -88,9 +90,9 @@ class Operations(pyfuse3.Operations):
             await self._tree.ready(node.area)
         return node
 
-    async def _changing(self, ino: int) -> Node:
+    async def _changing(self, ino: int, uid: int) -> Node:
         node = await self._node(ino)
-        await self._tree.begin(node.area)
+        await self._tree.begin(node.area, uid)
         return node
 
     def _own_attributes(self, own: Own) -> Attributes:
@@ -150,9 +152,9 @@ class Operations(pyfuse3.Operations):
         attr: Attributes,
         fields: pyfuse3.SetattrFields,
         fh: int | None,
-        ctx: object,
+        ctx: pyfuse3.RequestContext,
     ) -> Attributes:
-        node = await self._changing(inode)
+        node = await self._changing(inode, ctx.uid)
         files = self._files
         if fields.update_size:
             files.truncate(node, attr.st_size, None if fh is None else files.file(fh))
@@ -181,7 +183,7 @@ class Operations(pyfuse3.Operations):
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> Attributes:
-        parent = await self._changing(parent_inode)
+        parent = await self._changing(parent_inode, ctx.uid)
         self._files.mknod(parent, name, mode, rdev, _caller(ctx))
         return self._entry(parent, name)
 
@@ -193,34 +195,36 @@ class Operations(pyfuse3.Operations):
             entry = await self._root_of(area)
             self._found(area)
             return entry
-        parent = await self._changing(parent_inode)
+        parent = await self._changing(parent_inode, ctx.uid)
         self._files.mkdir(parent, name, stat.S_IMODE(mode), caller)
         return self._entry(parent, name)
 
     @answered
     async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext) -> Attributes:
-        parent = await self._changing(parent_inode)
+        parent = await self._changing(parent_inode, ctx.uid)
         self._files.symlink(parent, name, target, _caller(ctx))
         return self._entry(parent, name)
 
     @answered
-    async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: object) -> Attributes:
+    async def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
+    ) -> Attributes:
         if new_parent_inode < FIRST_INODE:
             raise error(errno.EPERM)
-        parent = await self._changing(new_parent_inode)
+        parent = await self._changing(new_parent_inode, ctx.uid)
         self._files.link(await self._node(inode), parent, new_name)
         return self._entry(parent, new_name)
 
     @answered
-    async def unlink(self, parent_inode: int, name: bytes, ctx: object) -> None:
-        self._files.unlink(await self._changing(parent_inode), name)
+    async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        self._files.unlink(await self._changing(parent_inode, ctx.uid), name)
 
     @answered
-    async def rmdir(self, parent_inode: int, name: bytes, ctx: object) -> None:
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         if parent_inode in _GROUPS:
             await self._tree.rmdir(_GROUPS[parent_inode], name)
         else:
-            self._files.rmdir(await self._changing(parent_inode), name)
+            self._files.rmdir(await self._changing(parent_inode, ctx.uid), name)
 
     @answered
     async def rename(
@@ -242,8 +246,8 @@ class Operations(pyfuse3.Operations):
                 parent_inode_old < FIRST_INODE and parent_inode_new < FIRST_INODE
             )
             raise error(errno.EPERM if same else errno.EXDEV)
-        old = await self._changing(parent_inode_old)
-        new = await self._changing(parent_inode_new)
+        old = await self._changing(parent_inode_old, ctx.uid)
+        new = await self._changing(parent_inode_new, ctx.uid)
         self._files.rename(old, name_old, new, name_new, flags, _caller(ctx))
 
     # Extended attributes.
@@ -283,14 +287,14 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
-        node = await self._changing(inode)
+        node = await self._changing(inode, ctx.uid)
         if node.parent is None and name.startswith(b"user.zfsfs."):
             raise error(errno.EPERM)
         self._files.setxattr(node, name, value, _caller(ctx))
 
     @answered
-    async def removexattr(self, inode: int, name: bytes, ctx: object) -> None:
-        self._files.removexattr(await self._changing(inode), name)
+    async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        self._files.removexattr(await self._changing(inode, ctx.uid), name)
 
     # Files.
 
@@ -302,21 +306,29 @@ class Operations(pyfuse3.Operations):
             file = self._control.get(inode).entry
             if isinstance(file, control.Folder):
                 raise error(errno.EISDIR)
-            reader = await file.open(control.Asker(ctx.uid, ctx.pid, flags))
-            return pyfuse3.FileInfo(fh=self._keep_own(reader), direct_io=True)
-        node = await self._changing(inode)
+            with self._files.users.taking(OWN, ctx.uid):
+                reader = await file.open(control.Asker(ctx.uid, ctx.pid, flags))
+            return pyfuse3.FileInfo(fh=self._keep_own(reader, ctx.uid), direct_io=True)
+        node = await self._changing(inode, ctx.uid)
         return pyfuse3.FileInfo(fh=self._files.open(node, flags, _caller(ctx)).fd, keep_cache=True)
 
-    def _keep_own(self, contents: list[tuple[int, bytes]] | Reader) -> int:
+    def _keep_own(self, contents: list[tuple[int, bytes]] | Reader, uid: int) -> int:
         self._next_own += 1
         self._own[self._next_own] = contents
+        if uid:
+            self._own_users[self._next_own] = uid
         return self._next_own
+
+    def _drop_own(self, fh: int) -> list[tuple[int, bytes]] | Reader | None:
+        if fh in self._own_users:
+            self._files.users.give(OWN, self._own_users.pop(fh))
+        return self._own.pop(fh, None)
 
     @answered
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, Attributes]:
-        parent = await self._changing(parent_inode)
+        parent = await self._changing(parent_inode, ctx.uid)
         handle = self._files.create(parent, name, mode, flags, _caller(ctx))
         handle.node.lookups += 1
         info = pyfuse3.FileInfo(fh=handle.fd, keep_cache=True)
@@ -340,7 +352,7 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def release(self, fh: int) -> None:
-        own = self._own.pop(fh, None)
+        own = self._drop_own(fh)
         if own is None:
             self._files.close(fh)
         elif not isinstance(own, list):
@@ -354,11 +366,12 @@ class Operations(pyfuse3.Operations):
     # Directories.
 
     @answered
-    async def opendir(self, inode: int, ctx: object) -> int:
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         if inode < FIRST_INODE:
             names = self._tree.names(_GROUPS[inode]) if inode in _GROUPS else self._control.names(inode)
-            return self._keep_own([(inode, name) for name in [b".", b"..", *names]])
-        return self._files.opendir(await self._changing(inode)).fd
+            self._files.users.take(OWN, ctx.uid)
+            return self._keep_own([(inode, name) for name in [b".", b"..", *names]], ctx.uid)
+        return self._files.opendir(await self._changing(inode, ctx.uid), _caller(ctx)).fd
 
     @answered
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
@@ -426,7 +439,7 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def releasedir(self, fh: int) -> None:
-        if self._own.pop(fh, None) is None:
+        if self._drop_own(fh) is None:
             self._files.close(fh)
 
     @answered

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from zfsfs import syscalls
 from zfsfs.fs.area import Area
 from zfsfs.fs.nodes import Node, NodeTable, stale
+from zfsfs.fs.users import FILE, Users
 from zfsfs.fs.workers import Workers
 
 _ROOT = os.geteuid() == 0
@@ -32,14 +33,20 @@ class Caller:
     pid: int = 0
 
     def belongs_to(self, group: int) -> bool:
-        """Whether a group is the caller's own or one of the supplementary ones (proc(5): /proc/PID/status)."""
-        if group == self.gid:
-            return True
+        """Whether a group is the caller's own or one of the supplementary ones."""
+        return group == self.gid or group in self.groups()
+
+    def groups(self) -> set[int]:
+        """The caller's own group and the supplementary ones (proc(5): /proc/PID/status)."""
+        found = {self.gid}
         try:
             with open(f"/proc/{self.pid}/status") as lines:
-                return any(line.startswith("Groups:") and str(group) in line.split()[1:] for line in lines)
+                for line in lines:
+                    if line.startswith("Groups:"):
+                        found.update(map(int, line.split()[1:]))
         except OSError:
-            return False  # it is gone
+            pass  # it is gone
+        return found
 
 
 @dataclass(eq=False, slots=True)
@@ -50,6 +57,7 @@ class FileHandle:
     node: Node
     writing: bool
     append: bool = False
+    uid: int = 0
 
 
 @dataclass(eq=False, slots=True)
@@ -60,6 +68,7 @@ class DirectoryHandle:
     fd: int
     node: Node
     names: list[bytes] = field(default_factory=list)
+    uid: int = 0
 
 
 def error(number: int) -> OSError:
@@ -73,10 +82,11 @@ def magic(fd: int) -> str:
 
 
 class Passthrough:
-    """See the module. Files and directories stay open in `handles`, by number."""
+    """See the module. Files and directories stay open in `handles`, by number; `users` counts them."""
 
-    def __init__(self, table: NodeTable, workers: Workers) -> None:
+    def __init__(self, table: NodeTable, workers: Workers, users: Users) -> None:
         self.table = table
+        self.users = users
         self.descriptors = table.descriptors
         self.workers = workers
         self.handles: dict[int, FileHandle | DirectoryHandle] = {}
@@ -144,8 +154,11 @@ class Passthrough:
         Raises ESTALE when it is there after all: the kernel then looks again and checks who may open it.
         """
         self._changing(parent.area)
+        with self.users.taking(FILE, caller.uid):
+            return self._create(parent, name, stat.S_IMODE(mode), flags, caller)
+
+    def _create(self, parent: Node, name: bytes, mode: int, flags: int, caller: Caller) -> FileHandle:
         folder = self.descriptors.of(parent)
-        mode = stat.S_IMODE(mode)
         try:
             fd = os.open(name, _flags(flags) | os.O_CREAT | os.O_EXCL, mode, dir_fd=folder)
         except FileExistsError:
@@ -163,7 +176,7 @@ class Passthrough:
             os.close(fd)
             os.unlink(name, dir_fd=folder)
             raise
-        return self._opened(FileHandle(fd, node, _writing(flags)))
+        return self._opened(FileHandle(fd, node, _writing(flags), uid=caller.uid))
 
     # Removing and moving.
 
@@ -305,6 +318,10 @@ class Passthrough:
 
     def open(self, node: Node, flags: int, caller: Caller) -> FileHandle:
         """open(2). The writeback cache reads what it writes into, so a file open for writing can be read, too."""
+        with self.users.taking(FILE, caller.uid):
+            return self._open(node, flags, caller)
+
+    def _open(self, node: Node, flags: int, caller: Caller) -> FileHandle:
         writing = _writing(flags)
         if writing or flags & os.O_TRUNC:
             if node.area.read_only:
@@ -318,7 +335,7 @@ class Passthrough:
             fd = os.open(path, _flags(flags, readable=False))
         if flags & os.O_TRUNC and caller.uid:
             _clear_set_id(fd)
-        return self._opened(FileHandle(fd, node, writing))
+        return self._opened(FileHandle(fd, node, writing, uid=caller.uid))
 
     def _opened(self, handle: FileHandle) -> FileHandle:
         self.handles[handle.fd] = handle
@@ -350,16 +367,19 @@ class Passthrough:
         """close(2)."""
         handle = self.handles.pop(number)
         os.close(handle.fd)
+        if handle.uid:
+            self.users.give(FILE, handle.uid)
         area = handle.node.area
         self.table.closed(handle.node)
         area.closed(isinstance(handle, FileHandle) and handle.writing)
 
     # Open directories.
 
-    def opendir(self, node: Node) -> DirectoryHandle:
+    def opendir(self, node: Node, caller: Caller) -> DirectoryHandle:
         """opendir(3)."""
-        fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.descriptors.of(node))
-        handle = DirectoryHandle(fd, node)
+        with self.users.taking(FILE, caller.uid):
+            fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.descriptors.of(node))
+        handle = DirectoryHandle(fd, node, uid=caller.uid)
         self.handles[fd] = handle
         node.opens += 1
         node.area.opened(False)

@@ -21,6 +21,7 @@ class BuildPlace:
 
     name: BuildName
     created: float
+    uid: int = 0  # who started it
     discarded: bool = False
     grave: Dataset | None = None  # what its dataset is called since it was discarded
 
@@ -65,6 +66,7 @@ class CachePlace:
     name: SessionName
     cache: SharedCache
     session: Session | None = None
+    uid: int = 0  # who opened it
     discarded: bool = False
     closing: bool = False
     telling: int = 0

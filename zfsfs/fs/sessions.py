@@ -21,6 +21,7 @@ from zfsfs.fs.area import Area
 from zfsfs.fs.nodes import NodeTable, stale
 from zfsfs.fs.passthrough import error
 from zfsfs.fs.places import CachePlace, SharedCache
+from zfsfs.fs.users import SESSION, Users
 from zfsfs.names import CacheName, SessionName
 from zfsfs.store import Outcome, Session, Store
 
@@ -45,8 +46,10 @@ class Sessions:
         linger: float,
         scan: Callable[[Area], Awaitable[list[str]]],
         tell: Callable[[bytes, list[int]], Awaitable[None]],
+        users: Users,
     ) -> None:
         self._store = store
+        self._users = users
         self._driver: Driver = store.driver
         self._table = table
         self._linger = linger
@@ -99,8 +102,8 @@ class Sessions:
             shared.view = await trio.to_thread.run_sync(lambda: self._driver.view(dataset, writable=False))
         return shared.view
 
-    async def begin(self, area: Area) -> None:
-        """Open a session, unless it is open: something is about to be opened or changed in it."""
+    async def begin(self, area: Area, uid: int) -> None:
+        """Open a session, unless it is open: a user is about to open or change something in it. Raises Refused."""
         place = _place(area)
         if place.discarded:
             if area.view is None:
@@ -114,7 +117,9 @@ class Sessions:
                 if place.session is None and not place.telling:
                     if place.discarded:
                         raise stale()
-                    await self._open(area, place)
+                    with self._users.taking(SESSION, uid):
+                        await self._open(area, place)
+                    place.uid = uid
 
     async def _open(self, area: Area, place: CachePlace) -> None:
         session = await self._store.caches.open(place.name.cache, place.name.label)
@@ -186,6 +191,7 @@ class Sessions:
                 finally:
                     place.closing = False
                 place.session, place.outcome, place.holders = None, outcome.value, []
+                self._users.give(SESSION, place.uid)
                 self.open_areas.discard(area)
                 if outcome is Outcome.PUBLISHED:
                     for other in list(place.cache.areas.values()):

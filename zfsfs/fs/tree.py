@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import trio
 
 from zfsfs.driver import View
-from zfsfs.errors import Busy, Exists, InvalidName, Missing
+from zfsfs.errors import Busy, Exists, InvalidName, Missing, Refused
 from zfsfs.fs.area import Area
 from zfsfs.fs.control import FIRST_INODE
 from zfsfs.fs.holders import Holder, Wanted, holders
 from zfsfs.fs.nodes import NodeTable, stale
 from zfsfs.fs.passthrough import Caller, error
+from zfsfs.fs.permission import READ, permits
 from zfsfs.fs.places import BuildPlace, CachePlace, ResultPlace
 from zfsfs.fs.sessions import DRAIN, Sessions
+from zfsfs.fs.users import BUILD, Users
 from zfsfs.names import BuildId, BuildName, Dataset, SessionName, Snapshot
 from zfsfs.store import Store
 
@@ -31,13 +34,20 @@ BUILDS, RESULTS, CACHES = b"builds", b"results", b"caches"
 class Tree:
     """See the module. `device` is the mounted tree's st_dev, known once it is mounted."""
 
-    def __init__(self, store: Store, linger: float, tell: Callable[[bytes, list[int]], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        linger: float,
+        tell: Callable[[bytes, list[int]], Awaitable[None]],
+        users: Users,
+    ) -> None:
         self.store = store
+        self.users = users
         self.table = NodeTable(FIRST_INODE)
         self.builds: dict[BuildId, Area] = {}
         self._results: dict[BuildId, Area] = {}
         self._lingering: set[Area] = set()  # of builds and results that are gone, with handles that are open
-        self.sessions = Sessions(store, self.table, linger, self.holders_of, tell)
+        self.sessions = Sessions(store, self.table, linger, self.holders_of, tell, users)
         self.device = -1
         self._state: View | None = None
 
@@ -106,11 +116,11 @@ class Tree:
         else:
             raise stale()
 
-    async def begin(self, area: Area) -> None:
-        """Something in an area is about to be opened or changed."""
+    async def begin(self, area: Area, uid: int) -> None:
+        """Something in an area is about to be opened or changed by this user."""
         if isinstance(area.place, CachePlace):
             if area.place.session is None or area.place.closing or area.place.discarded:
-                await self.sessions.begin(area)
+                await self.sessions.begin(area, uid)
         elif area.view is None:
             await self.ready(area)
 
@@ -120,14 +130,8 @@ class Tree:
         """Begin a build, or make a cache."""
         owner = (caller.uid, caller.gid)
         if group == BUILDS:
-            build = BuildName.parse(name)
-            info = await self.store.builds.start(build, owner, mode)
-            area = Area(self.table, BuildPlace(build, info.created))
-            view = await trio.to_thread.run_sync(lambda: self.store.driver.view(info.dataset, writable=True))
-            area.attach(view)
-            self.table.hold(area.root)
-            self.builds[build.id] = area
-            return area
+            with self.users.taking(BUILD, caller.uid):
+                return await self._start_build(BuildName.parse(name), mode, caller)
         if group == CACHES:
             session = SessionName.parse(name)
             if session.label is not None:
@@ -136,6 +140,37 @@ class Tree:
             await self.store.caches.create(session.cache, owner, mode)
             return self.sessions.area(session)
         raise error(errno.EPERM)
+
+    async def _start_build(self, build: BuildName, mode: int, caller: Caller) -> Area:
+        if build.base is not None and self.store.builds.result(build.base) is not None:
+            base = self._result(build.base)
+            if base.view is None:
+                await self.ready(base)
+            if not permits(base.fd, READ, caller.uid, caller.groups()):
+                raise Refused(f"user {caller.uid} may not read the result {build.base}", errno.EACCES)
+        info = await self.store.builds.start(build, (caller.uid, caller.gid), mode)
+        area = Area(self.table, BuildPlace(build, info.created, caller.uid))
+        try:
+            with trio.CancelScope(shield=True):
+                view = await trio.to_thread.run_sync(lambda: self.store.driver.view(info.dataset, writable=True))
+            area.attach(view)
+            self._give_root(view.fd, caller)
+        except BaseException:
+            _let_go(area)
+            with trio.CancelScope(shield=True):
+                await self.store.builds.discard(build.id)
+            raise
+        self.table.hold(area.root)
+        self.builds[build.id] = area
+        return area
+
+    @staticmethod
+    def _give_root(fd: int, caller: Caller) -> None:
+        """A build on another's result belongs to who started it, or only the other could publish or remove it."""
+        root = os.fstat(fd)
+        if caller.uid and root.st_uid != caller.uid:
+            os.fchown(fd, caller.uid, -1)
+            os.fchmod(fd, stat.S_IMODE(root.st_mode))  # chown has cleared set-uid and set-gid
 
     async def rmdir(self, group: bytes, name: bytes) -> None:
         """Discard a build or session, delete a result or cache."""
@@ -169,6 +204,7 @@ class Tree:
             area.read_only = False
             raise
         del self.builds[target]
+        self.users.give(BUILD, build.uid)
         area.place = ResultPlace(target)
         self._results[target] = area
         area.on_forgotten = self._result_forgotten
@@ -180,7 +216,8 @@ class Tree:
             await area.until(lambda: not area.opens)
         build.discarded = True
         build.grave = await self._remove(area, self.store.builds.discard(build.name.id))
-        self.builds.pop(build.name.id, None)
+        if self.builds.pop(build.name.id, None) is not None:
+            self.users.give(BUILD, build.uid)
         self._end(area)
 
     async def _delete_result(self, area: Area) -> None:

@@ -1,0 +1,234 @@
+"""Others at work on our datasets: snapshots, holds, bookmarks and sends block nobody.
+
+Every verb is done while somebody meddles with the datasets that it is about. It succeeds, or says why it waits and
+succeeds later; and no snapshot of somebody else is destroyed but with what a user has removed.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+from suites.store_suite import MAIN, ME, NPM, A, B, build, filled, finish, published, restarted, write
+
+from zfsfs.driver import viewing
+from zfsfs.errors import Busy
+from zfsfs.names import BuildName, Dataset, result
+from zfsfs.store import Outcome, Store
+
+if TYPE_CHECKING:
+    from zfsfs.zfs.driver import ZfsDriver
+
+NAMES = ("autosnap_2026-11-25_00:00:01_hourly", "old-1", "snap.1")
+
+
+def zfs(*arguments: str) -> str:
+    return subprocess.run(["zfs", *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def fill(driver: ZfsDriver, dataset: Dataset) -> None:
+    """More than a pipe takes, so that a send of it waits for its reader."""
+    with viewing(driver, dataset, writable=True) as root:
+        fd = os.open("big", os.O_WRONLY | os.O_CREAT, 0o644, dir_fd=root)
+        os.write(fd, os.urandom(1 << 20))
+        os.close(fd)
+
+
+class Others:
+    """Somebody who meddles in one way, until told to stop."""
+
+    def __init__(self, kind: str, pool: str, driver: ZfsDriver) -> None:
+        self.kind, self._pool, self._driver = kind, pool, driver
+        self._stack = ExitStack()
+
+    def meddle(self, *datasets: Dataset) -> None:
+        for dataset in datasets:
+            fill(self._driver, dataset)
+            full = f"{self._pool}/{dataset}"
+            names = NAMES if self.kind == "snapshot" else NAMES[:1]
+            for name in names:
+                zfs("snapshot", f"{full}@{name}")
+            if self.kind == "hold":
+                zfs("hold", "backup", f"{full}@{names[0]}")
+            elif self.kind == "bookmark":
+                zfs("bookmark", f"{full}@{names[0]}", f"{full}#mark")
+                zfs("destroy", f"{full}@{names[0]}")
+            elif self.kind == "send":
+                self._stack.enter_context(self._sending(f"{full}@{names[0]}"))
+
+    @contextmanager
+    def _sending(self, snapshot: str) -> Iterator[None]:
+        with subprocess.Popen(["zfs", "send", snapshot], stdout=subprocess.PIPE) as send:
+            assert send.stdout is not None
+            send.stdout.read(1)
+            yield
+            send.kill()
+
+    def snapshots(self) -> list[str]:
+        """Their snapshots, wherever they are now."""
+        found = zfs("list", "-Hrt", "snapshot", "-o", "name", self._pool).split("\n")
+        return [each for each in found if each.partition("@")[2].startswith("autosnap")]
+
+    def stop(self) -> None:
+        """They are done, and have cleaned up behind them."""
+        self._stack.close()
+        for snapshot in self.snapshots():
+            if self.kind == "hold":
+                zfs("release", "backup", snapshot)
+            # One that was given up goes with the last hold.
+            subprocess.run(["zfs", "destroy", snapshot], capture_output=True, check=False)
+        for name in NAMES[1:] if self.kind == "snapshot" else ():
+            for each in zfs("list", "-Hrt", "snapshot", "-o", "name", self._pool).split("\n"):
+                if each.partition("@")[2].startswith(name):
+                    subprocess.run(["zfs", "destroy", each], capture_output=True, check=False)
+
+
+@pytest.fixture
+def driver(pool: str) -> ZfsDriver:
+    from zfsfs.zfs.driver import ZfsDriver
+
+    return ZfsDriver(pool)
+
+
+@pytest.fixture
+async def store(driver: ZfsDriver) -> AsyncIterator[Store]:
+    store = Store(driver)
+    await store.start()
+    yield store
+    await store.close()
+
+
+@pytest.fixture(params=["snapshot", "hold", "bookmark", "send"])
+def others(request: pytest.FixtureRequest, pool: str, driver: ZfsDriver) -> Iterator[Others]:
+    others = Others(request.param, pool, driver)
+    yield others
+    others.stop()
+
+
+async def all_gone(store: Store, others: Others) -> None:
+    others.stop()
+    await finish(store)
+    assert store.reaper.queue == {}
+
+
+async def test_a_release_wins(store: Store, driver: ZfsDriver, others: Others) -> None:
+    await filled(store, "one")
+    session = await store.caches.open(NPM, None)
+    write(driver, session.dataset, "two")
+    others.meddle(session.dataset, MAIN)
+    before = len(others.snapshots())
+    if others.kind == "send":
+        # What is being sent can't be promoted: the session stays open, whole, and is published afterwards.
+        with pytest.raises(Busy, match="snapshot that would move"):
+            await store.caches.release(session, changed=True)
+        assert published(driver) == "one"
+        assert store.caches.sessions() == [session]
+        others.stop()
+        before = 0
+    assert await store.caches.release(session, changed=True) is Outcome.PUBLISHED
+    await finish(store)
+    assert published(driver) == "two"
+    assert len(others.snapshots()) == before
+    again = await restarted(store)
+    assert published(driver) == "two"
+    assert len(others.snapshots()) == before
+    await all_gone(again, others)
+    await again.close()
+
+
+async def test_a_release_loses(store: Store, driver: ZfsDriver, others: Others) -> None:
+    await filled(store, "one")
+    first, second = await store.caches.open(NPM, b"1"), await store.caches.open(NPM, b"2")
+    write(driver, first.dataset, "first")
+    others.meddle(second.dataset)
+    before = len(others.snapshots())
+    assert await store.caches.release(first, changed=True) is Outcome.PUBLISHED
+    assert await store.caches.release(second, changed=True) is Outcome.SUPERSEDED
+    await finish(store)
+    assert published(driver) == "first"
+    assert len(others.snapshots()) == before
+    if others.kind != "bookmark":
+        assert NAMES[0] in store.reaper.queue[second.dataset].reason
+    await all_gone(store, others)
+
+
+async def test_a_session_is_discarded(store: Store, driver: ZfsDriver, others: Others) -> None:
+    await filled(store, "one")
+    session = await store.caches.open(NPM, None)
+    others.meddle(session.dataset)
+    assert await store.caches.discard(session) is Outcome.DISCARDED
+    await finish(store)
+    assert published(driver) == "one"
+    if others.kind in ("hold", "send"):
+        assert store.reaper.queue[session.dataset].reason != ""
+    else:
+        assert others.snapshots() == []
+        assert store.reaper.queue == {}
+    await all_gone(store, others)
+
+
+async def test_a_build_is_published(store: Store, driver: ZfsDriver, others: Others) -> None:
+    info = await store.builds.start(BuildName(A), ME, 0o755)
+    others.meddle(info.dataset)
+    before = len(others.snapshots())
+    await store.builds.publish(A)
+    await store.builds.start(BuildName(B, A), ME, 0o755)
+    await store.builds.discard(B)
+    await finish(store)
+    assert len(others.snapshots()) == before
+    assert store.builds.results() == [A]
+
+
+async def test_a_result_is_deleted(store: Store, driver: ZfsDriver, others: Others) -> None:
+    await build(store, b"a", "text")
+    others.meddle(result(A))
+    had = others.snapshots()
+    await store.builds.delete(A)
+    assert store.builds.results() == []
+    assert driver.info(result(A)) is None
+    deleted = [each for each in store.events.recent if each.kind == "deleted"]
+    if had:
+        assert f"its snapshots {NAMES[0]}" in deleted[0].text
+    await finish(store)
+    if others.kind in ("hold", "send"):
+        (waiting,) = store.reaper.queue.values()
+        assert waiting.reason
+        again = await restarted(store)
+        assert set(again.reaper.queue) == {waiting.dataset}
+        await all_gone(again, others)
+        await again.close()
+    assert others.snapshots() == []
+
+
+async def test_a_cache_is_deleted(store: Store, driver: ZfsDriver, others: Others) -> None:
+    await filled(store, "one")
+    others.meddle(MAIN)
+    await store.caches.delete(NPM)
+    assert store.caches.names() == []
+    await finish(store)
+    await filled(store, "of the same name")
+    again = await restarted(store)
+    await all_gone(again, others)
+    assert published(driver) == "of the same name"
+    await again.close()
+
+
+async def test_a_store_starts(store: Store, driver: ZfsDriver, others: Others) -> None:
+    """After a crash in the middle of all of it."""
+    await filled(store, "one")
+    session = await store.caches.open(NPM, None)
+    info = await store.builds.start(BuildName(A), ME, 0o755)
+    others.meddle(session.dataset, MAIN, info.dataset)
+    before = len(others.snapshots())
+    again = await restarted(store)
+    assert published(driver) == "one"
+    # The left-over of a build stays until its id is built again, and what a session left waits for the others.
+    assert len(others.snapshots()) == before
+    await again.builds.start(BuildName(A), ME, 0o755)
+    await again.builds.publish(A)
+    await all_gone(again, others)
+    await again.close()

@@ -11,6 +11,7 @@ import itertools
 import os
 import pickle
 import stat
+import struct
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,8 @@ import pytest
 
 #: CLOCK_REALTIME_COARSE, which is what files are stamped with at least (clock_gettime(2)).
 _COARSE = 5
+#: The attributes that access control lists are, see linux/posix_acl_xattr.h.
+ACCESS, DEFAULT = "system.posix_acl_access", "system.posix_acl_default"
 Case = Callable[[], Iterator[Any]]
 
 
@@ -114,6 +117,12 @@ def opened(name: str, flags: int, mode: int = 0o666) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def acl(*entries: tuple[int, ...]) -> bytes:
+    """An access control list of (tag, permissions) or (tag, permissions, id), as its attribute holds it."""
+    packed = [struct.pack("<HHI", each[0], each[1], each[2] if len(each) > 2 else 0xFFFFFFFF) for each in entries]
+    return struct.pack("<I", 2) + b"".join(packed)
 
 
 @contextmanager

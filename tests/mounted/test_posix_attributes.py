@@ -6,17 +6,10 @@ import os
 import struct
 import subprocess
 
-from comparing import ANNA, BERT, acting, compared, look, moved, opened, read, tried, write
+from comparing import ACCESS, ANNA, BERT, DEFAULT, acl, acting, compared, look, moved, opened, read, tried, write
 
 #: Tags of access control lists, see acl(5) and linux/posix_acl_xattr.h.
 OWNER, USER, GROUP_OF_FILE, GROUP, MASK, OTHERS = 1, 2, 4, 8, 16, 32
-ACCESS, DEFAULT = "system.posix_acl_access", "system.posix_acl_default"
-
-
-def acl(*entries: tuple[int, int] | tuple[int, int, int]) -> bytes:
-    """A list of (tag, permissions) or (tag, permissions, id) as the attribute holds it."""
-    packed = [struct.pack("<HHI", each[0], each[1], each[2] if len(each) > 2 else 0xFFFFFFFF) for each in entries]
-    return struct.pack("<I", 2) + b"".join(packed)
 
 
 def getfacl(name: str) -> str:

@@ -21,6 +21,8 @@ from zfsfs.fs.users import FILE, Users
 from zfsfs.fs.workers import Workers
 
 _ROOT = os.geteuid() == 0
+#: Reading through us moves no times, as results promise. Who isn't root may ask for that of own files only.
+_NOATIME = os.O_NOATIME if _ROOT else 0
 _SET_ID = stat.S_ISUID | stat.S_ISGID
 
 
@@ -90,6 +92,8 @@ class Passthrough:
         self.descriptors = table.descriptors
         self.workers = workers
         self.handles: dict[int, FileHandle | DirectoryHandle] = {}
+        #: Files that were written into, and what time the kernel believes them to have, see `_timed`.
+        self._written: dict[Node, int] = {}
 
     # Looking.
 
@@ -282,6 +286,7 @@ class Passthrough:
     def utime(self, node: Node, atime: int, mtime: int) -> None:
         """utimensat(2) of a file, or of a link itself, in ns."""
         self._changing(node.area)
+        self._written.pop(node, None)
         if node.kind == stat.S_IFLNK and node.parent is not None and node.name is not None:
             parent = self.descriptors.of(node.parent)
             os.utime(node.name, ns=(atime, mtime), dir_fd=parent, follow_symlinks=False)
@@ -356,29 +361,48 @@ class Passthrough:
     async def write(self, handle: FileHandle, offset: int, data: bytes) -> int:
         """pwrite(2), all of it or an error: the kernel takes no notice when less of a page was written."""
         handle.node.area.changed = True
+        if handle.node not in self._written:
+            self._written[handle.node] = os.fstat(handle.fd).st_mtime_ns
         return await self.workers.run(lambda: _write_all(handle.fd, data, offset))
+
+    def _timed(self, handle: FileHandle | DirectoryHandle) -> None:
+        """Give a file the time back that it had before it was written into.
+
+        The kernel keeps the time of what it gathers, and sends it after the data; but not when it is the one that it
+        knows already (of a file that is written in the tick in which it was made). Then it is our write that is late.
+        """
+        time = self._written.pop(handle.node, None)
+        if time is not None:
+            os.utime(handle.fd, ns=(os.fstat(handle.fd).st_atime_ns, time))
 
     async def fsync(self, number: int, data_only: bool) -> None:
         """fsync(2), fdatasync(2)."""
-        fd = self.handles[number].fd
+        handle = self.handles[number]
+        fd = handle.fd
+        self._timed(handle)
         await self.workers.run(lambda: os.fdatasync(fd) if data_only else os.fsync(fd))
 
     def close(self, number: int) -> None:
         """close(2)."""
         handle = self.handles.pop(number)
-        os.close(handle.fd)
-        if handle.uid:
-            self.users.give(FILE, handle.uid)
-        area = handle.node.area
-        self.table.closed(handle.node)
-        area.closed(isinstance(handle, FileHandle) and handle.writing)
+        try:
+            self._timed(handle)
+        finally:
+            os.close(handle.fd)
+            if handle.uid:
+                self.users.give(FILE, handle.uid)
+            area = handle.node.area
+            self.table.closed(handle.node)
+            area.closed(isinstance(handle, FileHandle) and handle.writing)
 
     # Open directories.
 
     def opendir(self, node: Node, caller: Caller) -> DirectoryHandle:
         """opendir(3)."""
         with self.users.taking(FILE, caller.uid):
-            fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.descriptors.of(node))
+            fd = os.open(
+                b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | _NOATIME, dir_fd=self.descriptors.of(node)
+            )
         handle = DirectoryHandle(fd, node, uid=caller.uid)
         self.handles[fd] = handle
         node.opens += 1
@@ -430,4 +454,4 @@ def _flags(flags: int, readable: bool = True) -> int:
     access = flags & os.O_ACCMODE
     if access == os.O_WRONLY and readable:
         access = os.O_RDWR
-    return kept | access | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+    return kept | access | (_NOATIME if readable else 0) | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK

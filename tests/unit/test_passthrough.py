@@ -1,0 +1,165 @@
+"""What the kernel can't be made to ask for at will: races with changes beneath, short writes, failing removals."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from errnos import failing
+
+from zfsfs.fs.area import Area
+from zfsfs.fs.nodes import Node, NodeTable
+from zfsfs.fs.passthrough import Caller, Passthrough
+from zfsfs.fs.places import ResultPlace
+from zfsfs.fs.users import Users
+from zfsfs.fs.workers import Workers
+from zfsfs.names import BuildId
+
+ROOT = Caller(0, 0)
+
+
+class Beneath:
+    """A view of a plain directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+@pytest.fixture
+def files() -> Iterator[Passthrough]:
+    workers = Workers(1)
+    yield Passthrough(NodeTable(64), workers, Users({}, lambda *_: None))
+    workers.close()
+
+
+@pytest.fixture
+def top(files: Passthrough, tmp_path: Path) -> Iterator[Node]:
+    """The root of an area that shows `tmp_path`."""
+    area = Area(files.table, ResultPlace(BuildId(b"x")))
+    area.attach(Beneath(tmp_path))
+    yield area.root
+    for number in list(files.handles):
+        files.close(number)
+    view = area.detach()
+    assert view is not None
+    view.close()
+
+
+def found(files: Passthrough, parent: Node, name: bytes) -> Node:
+    """A node that the kernel knows."""
+    node, _ = files.lookup(parent, name)
+    node.lookups += 1
+    return node
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "fifo"])
+def test_what_is_there_after_all_is_not_opened_by_who_wanted_to_make_it(files, top, tmp_path, kind):
+    (tmp_path / "secret").write_text("secret")
+    if kind == "file":
+        (tmp_path / "new").write_text("another's")
+    elif kind == "link":
+        (tmp_path / "new").symlink_to("secret")
+    else:
+        os.mkfifo(tmp_path / "new")
+    with failing(errno.ESTALE):
+        files.create(top, b"new", 0o644, os.O_WRONLY | os.O_TRUNC, ROOT)
+    with failing(errno.EEXIST):
+        files.create(top, b"new", 0o644, os.O_WRONLY | os.O_EXCL, ROOT)
+    assert (files.handles, (tmp_path / "secret").read_text()) == ({}, "secret")
+
+
+def test_a_link_is_neither_opened_nor_changed_through(files, top, tmp_path):
+    (tmp_path / "target").write_text("contents")
+    (tmp_path / "target").chmod(0o640)
+    (tmp_path / "link").symlink_to("target")
+    link = found(files, top, b"link")
+    for change in (
+        lambda: files.open(link, os.O_RDONLY, ROOT),
+        lambda: files.truncate(link, 0, None),
+        lambda: files.setxattr(link, b"user.x", b"", ROOT),
+        lambda: files.chmod(link, 0o777),
+    ):
+        with pytest.raises(OSError, match=r"symbolic links|permitted|not supported|Invalid"):
+            change()
+    files.chown(link, -1, -1)
+    files.utime(link, 1, 2)
+    assert (tmp_path / "link").lstat().st_mtime_ns == 2
+    st = (tmp_path / "target").stat()
+    assert (st.st_size, stat.S_IMODE(st.st_mode), st.st_mtime_ns == 2) == (8, 0o640, False)
+
+
+def test_a_file_that_was_replaced_beneath_is_stale(files, top, tmp_path):
+    (tmp_path / "file").write_text("one")
+    node = found(files, top, b"file")
+    (tmp_path / "other").write_text("two")
+    os.rename(tmp_path / "other", tmp_path / "file")
+    with failing(errno.ESTALE):
+        files.open(node, os.O_RDONLY, ROOT)
+
+
+async def test_a_short_write_is_completed(files, top, monkeypatch):
+    pieces: list[tuple[int, int]] = []
+
+    def short(fd: int, data: bytes, offset: int) -> int:
+        pieces.append((len(data), offset))
+        return write(fd, bytes(data[:3]), offset)
+
+    write = os.pwrite
+    monkeypatch.setattr(os, "pwrite", short)
+    handle = files.create(top, b"file", 0o644, os.O_RDWR, ROOT)
+    assert await files.write(handle, 10, b"abcdefgh") == 8
+    assert pieces == [(8, 10), (5, 13), (2, 16)]
+    assert await files.read(handle, 10, 20) == b"abcdefgh"
+
+
+async def test_a_file_keeps_the_time_that_the_kernel_knows_unless_it_sends_another(files, top, tmp_path):
+    for sent in (None, 9_000_000_009):
+        handle = files.create(top, b"file", 0o644, os.O_RDWR, ROOT)
+        os.utime(handle.fd, ns=(1, 7_000_000_007))
+        await files.write(handle, 0, b"data")
+        if sent is not None:
+            files.utime(handle.node, 1, sent)
+        files.close(handle.fd)
+        assert (tmp_path / "file").stat().st_mtime_ns == (sent or 7_000_000_007)
+        os.unlink(tmp_path / "file")
+
+
+def test_removals_that_fail_pin_no_descriptors(files, top, tmp_path):
+    files.descriptors.limit = 4
+    for number in range(20):
+        (tmp_path / f"{number}/in").mkdir(parents=True)
+        found(files, top, b"%d" % number)
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(20):
+        with failing(errno.ENOTEMPTY):
+            files.rmdir(top, b"%d" % number)
+        with failing(errno.ENOTEMPTY):
+            files.rename(top, b"%d" % number, top, b"%d" % ((number + 1) % 20), 0, ROOT)
+    assert len(os.listdir("/proc/self/fd")) <= before + files.descriptors.limit
+    assert not top.area.pinned
+
+
+def test_few_descriptors_are_open_however_many_nodes_are_known(files, top, tmp_path):
+    files.descriptors.limit = 8
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(30):
+        (tmp_path / f"{number}/a/b").mkdir(parents=True)
+        (tmp_path / f"{number}/a/b/file").write_text(str(number))
+    nodes = []
+    for number in range(30):
+        node = top
+        for name in (b"%d" % number, b"a", b"b", b"file"):
+            node = found(files, node, name)
+        nodes.append(node)
+    for number, node in enumerate(nodes):
+        handle = files.open(node, os.O_RDONLY, ROOT)
+        assert os.read(handle.fd, 10) == str(number).encode()
+        files.close(handle.fd)
+    assert len(os.listdir("/proc/self/fd")) <= before + 8

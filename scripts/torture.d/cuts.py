@@ -1,0 +1,88 @@
+#!/usr/bin/env python3
+"""Power cuts: the virtual machine is killed at random instants under load, with the pool on a disk that survives.
+
+A boot looks at what the cut before it has left, and goes on with the load; so there is one more boot than cuts. The
+disk takes a flush for what it is: what was not flushed is in the guest's memory and goes with it. The exit status is
+1 when something was lost. The last line of the output is a summary, as JSON. ZFSFS_VM is what to call in place of
+scripts/vm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+from journal import State  # noqa: E402
+
+VM = os.environ.get("ZFSFS_VM", str(HERE.parent / "vm"))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cuts", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no more rounds after this")
+    parser.add_argument("--seed", default="1")
+    return parser.parse_args()
+
+
+def boot(disk: Path, state: State, seed: str, round: int, *, last: bool) -> Iterator[dict[str, object]]:
+    """Boot the machine until its power is cut, or until it is done; what it wrote down."""
+    verb = ["run"] if last else ["cut", "--after-line", '"kind": "cut"']
+    command = [VM, *verb, "--disk", str(disk), "--timeout", "500", "--env", f"TORTURE_STATE={state.dump()}", "--"]
+    command += ["python", "scripts/torture.d/cut_off.py", "--seed", seed, "--round", str(round)]
+    command += ["--last"] if last else []
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    for line in done.stdout.splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue  # the line that the cut went through
+    if done.returncode:
+        yield {"kind": "wrong", "text": f"{' '.join(verb)} ended with {done.returncode}"}
+
+
+def main() -> int:
+    options = parse()
+    folder = Path(tempfile.mkdtemp(prefix="zfsfs-cuts-", dir="/var/tmp"))
+    disk = folder / "disk"
+    state, cuts, checks, losses = State(), 0, 0, []
+    end = time.monotonic() + options.seconds
+    while not losses:
+        last = cuts == options.cuts or time.monotonic() > end
+        verified = False
+        for line in boot(disk, state, options.seed, cuts, last=last):
+            if line["kind"] == "verified":
+                verified = True
+                checks += int(str(line["checks"]))
+                losses += [f"after cut {cuts}: {each}" for each in line["losses"]]  # type: ignore[attr-defined]
+                state = State.load(str(line["state"])) if not losses else state
+            else:
+                state.learn(line)
+        if not verified:
+            losses += state.complaints or [f"after cut {cuts} the machine did not come to its end"]
+        if last:
+            losses += state.complaints
+            break
+        cuts += not losses
+        print(f"cut {cuts}, {checks} checks, {state.operations} operations", flush=True)
+    print(json.dumps({"cuts": cuts, "operations": state.operations, "checks": checks, "lost": losses}), flush=True)
+    if losses:
+        print(f"the disk is {disk}; scripts/vm shell --disk looks at it", file=sys.stderr)
+        return 1
+    disk.unlink()
+    folder.rmdir()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

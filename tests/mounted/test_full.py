@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from mounted_tree import Mounted, zfsfs
+from mounted_tree import Mounted, until, zfsfs
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="limits a filesystem's size")
 
@@ -32,15 +32,49 @@ def store(tmp_path: Path) -> Iterator[str]:
 
 
 def fill(path: Path) -> int:
-    """Write what can't be compressed until there is no room; returns the errno."""
+    """Write what can't be compressed until there is no room, not even for little; returns the errno."""
+    number = 0
     with open(path, "wb", buffering=0) as file:
-        try:
-            for _ in range(100):
-                file.write(os.urandom(1 << 20))
-                os.fsync(file.fileno())
-        except OSError as failure:
-            return failure.errno or 0
+        for size in (1 << 20, 1 << 16, 1 << 12):
+            try:
+                for _ in range(100):
+                    file.write(os.urandom(size))
+                    os.fsync(file.fileno())
+            except OSError as failure:
+                number = failure.errno or 0
+    return number
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+def errno_of(action: Callable[[], object]) -> int:
+    """0 when it goes well."""
+    try:
+        action()
+    except OSError as failure:
+        return failure.errno or 0
     return 0
+
+
+def is_told(tree: Mounted) -> bool:
+    """Whether the events say what is wrong, and what to do."""
+    return any("remove results or caches" in text for text in tree.events("warning"))
+
+
+def more_room(tree: Mounted) -> None:
+    """What a person does about it. On ZFS also: little can be removed from within a full quota."""
+    if os.environ.get("ZFSFS_TEST_POOL"):
+        subprocess.run(["zfs", "set", "quota=none", tree.store], check=True)
+    else:
+        (tree / "builds/big/file").unlink()
+
+
+def build(tree: Mounted, name: str, text: str) -> Path:
+    folder = tree / "builds" / name
+    folder.mkdir()
+    (folder / "file").write_text(text)
+    return folder
 
 
 def test_a_full_pool_is_an_error_and_loses_nothing(tree: Mounted) -> None:
@@ -48,7 +82,8 @@ def test_a_full_pool_is_an_error_and_loses_nothing(tree: Mounted) -> None:
     (tree / "builds/kept/file").write_text("kept")
     os.rename(tree / "builds/kept", tree / "results/kept")
     (tree / "builds/big").mkdir()
-    assert fill(tree / "builds/big/file") in (errno.ENOSPC, errno.EDQUOT)
+    assert fill(tree / "builds/big/file") in NO_ROOM
+    assert is_told(tree)
     assert (tree / "results/kept/file").read_text() == "kept"
     subprocess.run(["rm", "-rf", tree / "builds/big"], check=True)
     tree.closed()
@@ -59,3 +94,80 @@ def test_a_full_pool_is_an_error_and_loses_nothing(tree: Mounted) -> None:
     assert (tree / "results/next/file").read_text() == "kept"
     assert "next" in os.listdir(tree / "results")
     zfsfs("status", tree.path)
+
+
+def test_publishing_in_a_full_store_succeeds_or_leaves_the_build(tree: Mounted) -> None:
+    one = build(tree, "one", "contents")
+    build(tree, "big", "")
+    assert fill(tree / "builds/big/file") in NO_ROOM
+    number = errno_of(lambda: os.rename(one, tree / "results/one"))
+    if number:
+        assert number in NO_ROOM
+        assert (one / "file").read_text() == "contents"
+        more_room(tree)
+        os.rename(one, tree / "results/one")
+    else:
+        more_room(tree)
+    assert (tree / "results/one/file").read_text() == "contents"
+    subprocess.run(["rm", "-rf", tree / "builds/big"], check=True)
+    build(tree, "two@one", "more").rename(tree / "results/two")
+
+
+def test_a_build_that_there_is_no_room_for_leaves_nothing(tree: Mounted) -> None:
+    base = build(tree, "base", "contents")
+    (base / "much").write_bytes(os.urandom(1 << 20))
+    base.rename(tree / "results/base")
+    build(tree, "big", "")
+    assert fill(tree / "builds/big/file") in NO_ROOM
+    for name in ("next@base", "fresh"):
+        number = errno_of((tree / "builds" / name).mkdir)
+        if number:
+            assert number in NO_ROOM
+            assert os.listdir(tree / "builds") == ["big"]
+        else:
+            (tree / "builds" / name).rmdir()
+    more_room(tree)
+    subprocess.run(["rm", "-rf", tree / "builds/big"], check=True)
+    tree.closed()
+    build(tree, "next@base", "more").rename(tree / "results/next")
+    assert (tree / "results/next/much").stat().st_size == 1 << 20
+
+
+def test_a_release_in_a_full_store_is_published_now_or_later(tree: Mounted) -> None:
+    cache = tree / "caches/c"
+    cache.mkdir()
+    (cache / "file").write_text("first")
+    assert tree.outcome("c") == "published"
+    build(tree, "big", "")
+    fd = os.open(cache, os.O_RDONLY | os.O_DIRECTORY)
+    (cache / "file").write_text("second")
+    os.fsync(fd)
+    assert fill(tree / "builds/big/file") in NO_ROOM
+    os.close(fd)
+    until(lambda: not tree.status()["sessions"] or tree.events("warning"))
+    assert (cache / "file").read_text() == "second"
+    more_room(tree)
+    assert tree.outcome("c") in ("published", "unchanged")
+    assert (cache / "file").read_text() == "second"
+    tree.closed()
+    subprocess.run(["rm", "-rf", tree / "builds/big"], check=True)
+
+
+def test_a_full_store_can_be_emptied(tree: Mounted) -> None:
+    """Nothing but rmdir, as whoever runs out of room will try."""
+    for name in ("one", "two"):
+        folder = build(tree, name, name)
+        (folder / "much").write_bytes(os.urandom(4 << 20))
+        folder.rename(tree / "results" / name)
+    big = build(tree, "big", "")
+    assert fill(big / "file") in NO_ROOM
+    try:
+        os.rename(big, tree / "results/big")
+    except OSError:
+        os.rmdir(big)
+    for name in os.listdir(tree / "results"):
+        os.rmdir(tree / "results" / name)
+    tree.closed()
+    folder = build(tree, "next", "")
+    (folder / "much").write_bytes(os.urandom(4 << 20))
+    folder.rename(tree / "results/next")

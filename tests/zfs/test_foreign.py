@@ -17,8 +17,8 @@ from suites.store_suite import MAIN, ME, NPM, A, B, build, filled, finish, publi
 
 from zfsfs.driver import viewing
 from zfsfs.errors import Busy
-from zfsfs.names import BuildName, Dataset, result
-from zfsfs.store import Outcome, Store
+from zfsfs.names import BuildName, Dataset, Snapshot, result
+from zfsfs.store import Outcome, Session, Store
 
 if TYPE_CHECKING:
     from zfsfs.zfs.driver import ZfsDriver
@@ -58,7 +58,11 @@ class Others:
                 zfs("bookmark", f"{full}@{names[0]}", f"{full}#mark")
                 zfs("destroy", f"{full}@{names[0]}")
             elif self.kind == "send":
-                self._stack.enter_context(self._sending(f"{full}@{names[0]}"))
+                self.send(Snapshot(dataset, names[0]))
+
+    def send(self, snapshot: Snapshot) -> None:
+        """To a reader that takes its time."""
+        self._stack.enter_context(self._sending(f"{self._pool}/{snapshot}"))
 
     @contextmanager
     def _sending(self, snapshot: str) -> Iterator[None]:
@@ -109,6 +113,13 @@ def others(request: pytest.FixtureRequest, pool: str, driver: ZfsDriver) -> Iter
     others.stop()
 
 
+async def large(store: Store, driver: ZfsDriver) -> Session:
+    """A session that has more in it than a pipe takes."""
+    session = await store.caches.open(NPM, None)
+    fill(driver, session.dataset)
+    return session
+
+
 async def all_gone(store: Store, others: Others) -> None:
     others.stop()
     await finish(store)
@@ -117,11 +128,15 @@ async def all_gone(store: Store, others: Others) -> None:
 
 async def test_a_release_wins(store: Store, driver: ZfsDriver, others: Others) -> None:
     await filled(store, "one")
+    await store.caches.release(await large(store, driver), changed=True)
+    await store.complete_deletes()
     session = await store.caches.open(NPM, None)
     write(driver, session.dataset, "two")
     others.meddle(session.dataset, MAIN)
     before = len(others.snapshots())
     if others.kind == "send":
+        # What has to move with the clone.
+        others.send(Snapshot(MAIN, "snap"))
         # What is being sent can't be promoted: the session stays open, whole, and is published afterwards.
         with pytest.raises(Busy, match="snapshot that would move"):
             await store.caches.release(session, changed=True)
@@ -231,4 +246,24 @@ async def test_a_store_starts(store: Store, driver: ZfsDriver, others: Others) -
     await again.builds.start(BuildName(A), ME, 0o755)
     await again.builds.publish(A)
     await all_gone(again, others)
+    await again.close()
+
+
+async def test_what_is_not_released_at_the_end_is_at_the_next_start(
+    store: Store, driver: ZfsDriver, pool: str
+) -> None:
+    await filled(store, "one")
+    await store.caches.release(await large(store, driver), changed=True)
+    await store.complete_deletes()
+    session = await store.caches.open(NPM, None)
+    write(driver, session.dataset, "two")
+    sender = Others("send", pool, driver)
+    sender.send(Snapshot(MAIN, "snap"))
+    with pytest.raises(Busy):
+        await store.caches.release(session, changed=True)
+    assert await store.caches.bequeath(session)
+    sender.stop()
+    again = await restarted(store)
+    await finish(again)
+    assert published(driver) == "two"
     await again.close()

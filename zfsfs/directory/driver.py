@@ -2,6 +2,7 @@
 
 A store is a directory with
 - `catalogue.sqlite`: which datasets and snapshots there are (see catalogue.py); without it there is no store.
+- `reserve`: see reserve.py.
 - `lock`: locked by the process that serves the store (flock(2)), whose pid it holds.
 - `trees/N-GROUP-LEAF`: the contents of a dataset or snapshot, named for the dataset that it was made for. A tree that
   no row refers to is left from a crash, and `prepare` removes it.
@@ -27,7 +28,7 @@ import itertools
 import os
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from zfsfs import syscalls
@@ -35,6 +36,7 @@ from zfsfs.directory.catalogue import Catalogue, Frozen, Head
 from zfsfs.directory.copying import copy_tree, remove_tree, tree_size
 from zfsfs.directory.failures import translated
 from zfsfs.directory.lock import take_lock
+from zfsfs.directory.reserve import Reserve
 from zfsfs.directory.verbs import Verbs, Views
 from zfsfs.driver import DatasetInfo, Listing, Need, Space, Step, TakeSnapshot, View
 from zfsfs.errors import Missing, Unavailable
@@ -52,6 +54,7 @@ class DirectoryDriver:
         self.name = path
         self._path = os.path.abspath(path)
         self._rows = Catalogue(self._path, path)
+        self._reserve = Reserve(self._path)
         self._views = Views()
         # Guards the views, and that what a verb has checked of them holds until its transaction is done.
         self._guard = threading.RLock()
@@ -78,7 +81,7 @@ class DirectoryDriver:
     def prepare(self) -> None:
         self.lock()
         # The catalogue first: with it the directory is a store, whatever else is still missing.
-        self._rows.open(make=True)
+        self._reserve.helping(lambda: self._rows.open(make=True))
         with translated(self.name):
             trees = os.path.join(self._path, "trees")
             os.makedirs(trees, 0o700, exist_ok=True)
@@ -86,6 +89,7 @@ class DirectoryDriver:
             with suppress(OSError):  # mostly there is none; what is made beneath must not inherit it
                 os.removexattr(trees, "system.posix_acl_default")
         self._sweep()
+        self._reserve.lay()
         for group in Dataset.GROUPS:
             if self.info(Dataset(group)) is None:
                 self.create(Dataset(group))
@@ -170,6 +174,7 @@ class DirectoryDriver:
     def _remove(self, tree: str) -> None:
         with suppress(OSError):  # the verb is done; what is left has no row, and prepare removes it
             remove_tree(self._trees(), tree)
+            self._reserve.lay()
 
     def _release(self, tree: str) -> None:
         """One user of a tree less; the last one removes it when no row refers to it any more."""
@@ -240,16 +245,19 @@ class DirectoryDriver:
             verbs.promote(dataset)
 
     def rename(self, old: Dataset, new: Dataset) -> None:
-        with self._verb(old) as verbs:
-            verbs.rename(old, new)
+        self._reserve.helping(lambda: self._run(old, lambda verbs: verbs.rename(old, new)))
 
     def destroy(self, dataset: Dataset) -> None:
-        with self._verb(dataset) as verbs:
-            verbs.destroy(dataset)
+        self._reserve.helping(lambda: self._run(dataset, lambda verbs: verbs.destroy(dataset)))
 
     def destroy_snapshot(self, snapshot: Snapshot, *, defer: bool) -> None:
-        with self._verb(snapshot) as verbs:
-            verbs.destroy_snapshot(snapshot, defer=defer)
+        self._reserve.helping(
+            lambda: self._run(snapshot, lambda verbs: verbs.destroy_snapshot(snapshot, defer=defer))
+        )
+
+    def _run(self, what: object, verb: Callable[[Verbs], None]) -> None:
+        with self._verb(what) as verbs:
+            verb(verbs)
 
     def rename_snapshot(self, snapshot: Snapshot, name: str) -> None:
         with self._verb(snapshot) as verbs:
@@ -262,8 +270,9 @@ class DirectoryDriver:
     def batch(self, steps: Sequence[Step]) -> None:
         if any(isinstance(step, TakeSnapshot) for step in steps):
             self.sync()  # a snapshot that is in the catalogue has its contents on stable storage
-        with self._verb(self.name) as verbs:
-            verbs.steps(steps)
+            self._run(self.name, lambda verbs: verbs.steps(steps))
+        else:
+            self._reserve.helping(lambda: self._run(self.name, lambda verbs: verbs.steps(steps)))
 
     # Views
 

@@ -80,6 +80,10 @@ class Operations(pyfuse3.Operations):
         self._own_users: dict[int, int] = {}  # whose they are, but for root's
         self._next_own = _FIRST_OWN_HANDLE
 
+    def met(self, number: int) -> int:
+        """An operation fails with this errno: see `Troubles.met`."""
+        return self._tree.troubles.met(number)
+
     # Finding.
 
     async def _node(self, ino: int) -> Node:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import os
@@ -11,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import pyfuse3
 
-from zfsfs.errors import ZfsfsError
+from zfsfs.errors import StoreError, ZfsfsError
 from zfsfs.fs.control import Facts
 
 log = logging.getLogger(__name__)
@@ -68,18 +69,29 @@ def absent() -> pyfuse3.EntryAttributes:
     return entry
 
 
+def _met(operations: Any, number: int) -> int:
+    found: int = operations.met(number)
+    return found
+
+
 def answered(handler: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Turn what a handler raises into the errno that the caller gets; what nobody expected is EIO, and loud."""
+    """Turn what a handler raises into the errno that the caller gets; what nobody expected is EIO, and loud. The
+    handler is a method of `Operations`, whose `met` is told of errors of the storage and may know a better number."""
 
     @functools.wraps(handler)
     async def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return await handler(*args, **kwargs)
         except OSError as error:
-            raise pyfuse3.FUSEError(error.errno or 5) from None
+            raise pyfuse3.FUSEError(_met(args[0], error.errno or errno.EIO)) from None
+        except StoreError as error:
+            log.info("%s: %s", handler.__name__, error)
+            raise pyfuse3.FUSEError(_met(args[0], error.errno)) from None
         except ZfsfsError as error:
             log.info("%s: %s", handler.__name__, error)
             raise pyfuse3.FUSEError(error.errno) from None
+        except MemoryError:
+            raise pyfuse3.FUSEError(_met(args[0], errno.ENOMEM)) from None
         except pyfuse3.FUSEError:
             raise
         except Exception:

@@ -296,9 +296,20 @@ class Sessions:
             try:
                 await self.close(area, force=True)
             except (ZfsfsError, OSError) as failure:
-                log.error("session %s is lost: %s", _place(area).name, failure)
+                log.warning("session %s can't be closed: %s", _place(area).name, failure)
+                await self._bequeath(area)
         for shared in self._shared.values():
             self._drop_view(shared)
+
+    async def _bequeath(self, area: Area) -> None:
+        session = _place(area).session
+        if session is None or not area.changed or _place(area).discarded:
+            return
+        try:
+            if not await self._store.caches.bequeath(session):
+                log.warning("session %s is superseded", _place(area).name)
+        except (ZfsfsError, OSError) as failure:
+            log.error("session %s is lost: %s", _place(area).name, failure)
 
 
 def _place(area: Area) -> CachePlace:

@@ -24,6 +24,7 @@ from zfsfs.fs.passthrough import Caller, error
 from zfsfs.fs.permission import READ, permits
 from zfsfs.fs.places import BuildPlace, CachePlace, ResultPlace
 from zfsfs.fs.sessions import DRAIN, Sessions
+from zfsfs.fs.troubles import Troubles
 from zfsfs.fs.users import BUILD, Users
 from zfsfs.names import BuildId, BuildName, Dataset, SessionName, Snapshot
 from zfsfs.store import Store
@@ -43,6 +44,7 @@ class Tree:
     ) -> None:
         self.store = store
         self.users = users
+        self.troubles = Troubles(lambda text: store.events.append("warning", "storage", text))
         self.table = NodeTable(FIRST_INODE)
         self.builds: dict[BuildId, Area] = {}
         self._results: dict[BuildId, Area] = {}

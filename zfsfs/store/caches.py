@@ -206,6 +206,22 @@ class Caches:
             entry.swap = None
             self._reaper.hurry()
 
+    async def bequeath(self, session: Session) -> bool:
+        """Decide a release that can't be made as long as this process lives: the next start completes it. False when
+        another session was first. Raises Missing (it is not open), and what the verbs raise."""
+        entry = self._entry(session.cache)
+        async with entry.lock:
+            if session not in entry.sessions:
+                raise Missing(f"{session} is not open")
+            if session.generation != entry.generation:
+                return False
+            swap = Swap(session.dataset, cache(session.cache), session.dataset, entry.generation + 1)
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(swap.bequeath, self._driver)
+            entry.sessions.discard(session)
+        self._events.append("warning", str(session), f"{session} can't be published now: the next mount will do it")
+        return True
+
     def _released(self, session: Session, outcome: Outcome) -> None:
         text = f"{session} is {outcome.value}"
         self._events.append("released", str(session), text, outcome=outcome.value, generation=session.generation)

@@ -113,6 +113,10 @@ class Swap:
                 self._undecide(driver)
                 raise
 
+    def bequeath(self, driver: Driver) -> None:
+        """(0) to (3) for good: what can't be promoted now, recovery completes at the next start."""
+        driver.batch([each for each in self._decision(driver) if not isinstance(each, Promote)])
+
     def _decision(self, driver: Driver) -> list[Step]:
         clone, cache = driver.info(self.clone), driver.info(self.cache)
         if clone is None or cache is None:

@@ -1,0 +1,88 @@
+"""What the daemon runs out of: a clear errno, a sentence in the events, nothing lost, and all is well afterwards."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+from errnos import failing
+from mounted_tree import Mounted, until
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="limits another process")
+
+
+@contextmanager
+def few_descriptors(tree: Mounted, more: int) -> Iterator[None]:
+    """The daemon may have only so many descriptors more than it has."""
+    pid = tree.pid
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    highest = max(int(name) for name in os.listdir(f"/proc/{pid}/fd"))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (highest + 1 + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+def open_until_refused(stack: ExitStack, path: object) -> int:
+    """Open a file again and again; returns the errno at the end."""
+    for _ in range(10_000):
+        try:
+            stack.callback(os.close, os.open(str(path), os.O_RDONLY))
+        except OSError as failure:
+            return failure.errno or 0
+    return 0
+
+
+def test_a_daemon_out_of_descriptors_says_so_and_loses_nothing(tree: Mounted) -> None:
+    (tree / "caches/c").mkdir()
+    (tree / "builds/b").mkdir()
+    (tree / "builds/b/file").write_text("contents")
+    (tree / "builds/done").mkdir()
+    (tree / "builds/done/file").write_text("done")
+    with ExitStack() as stack:
+        session = os.open(tree / "caches/c", os.O_RDONLY)
+        (tree / "caches/c/file").write_text("of the session")
+        with few_descriptors(tree, 20):
+            assert open_until_refused(stack, tree / "builds/b/file") == errno.ENFILE
+            with failing(errno.ENFILE):
+                (tree / "builds/b/new").write_text("x")
+            with failing(errno.ENFILE):
+                os.mkdir(tree / "builds/another")
+            assert "another" not in os.listdir(tree / "builds")
+            # What needs none goes on.
+            assert tree.status()["builds"]
+            (told,) = tree.events("warning")
+            assert "ulimit -n" in told
+            os.close(session)
+            stack.close()
+            assert (tree / "builds/b/file").read_text() == "contents"
+    assert tree.outcome("c") == "published"
+    assert (tree / "caches/c/file").read_text() == "of the session"
+    os.mkdir(tree / "builds/another")
+    os.rmdir(tree / "builds/another")
+    for name in ("b", "done"):
+        os.rename(tree / "builds" / name, tree / "results" / name)
+    assert (tree / "results/b/file").read_text() == "contents"
+
+
+def test_a_release_without_descriptors_is_made_later(tree: Mounted) -> None:
+    (tree / "caches/c").mkdir()
+    (tree / "builds/b").mkdir()
+    (tree / "builds/b/file").write_text("contents")
+    with ExitStack() as stack:
+        session = os.open(tree / "caches/c", os.O_RDONLY)
+        (tree / "caches/c/file").write_text("of the session")
+        with few_descriptors(tree, 5):
+            assert open_until_refused(stack, tree / "builds/b/file") == errno.ENFILE
+            os.close(session)
+            assert until(lambda: tree.events("warning") or not tree.status()["sessions"])
+        stack.close()
+    assert tree.outcome("c") == "published"
+    assert (tree / "caches/c/file").read_text() == "of the session"
+    (tree / "builds/b/file").unlink()
+    (tree / "builds/b").rmdir()

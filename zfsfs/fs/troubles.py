@@ -1,0 +1,51 @@
+"""Errors of the storage and of the daemon itself, told to people once: what is wrong, and what to do.
+
+An errno reaches one caller, who may be a compiler that says nothing of it. So each kind of trouble is an event, too,
+and stands in the log; again at most once a minute.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable
+
+_SENTENCES = {
+    errno.ENOSPC: "the store is full: remove results or caches, or give it more room",
+    errno.EDQUOT: "a quota of the storage is reached: remove results or caches, or raise it (zfsprops(7), quota(1))",
+    errno.EIO: "the storage answered with an error: look at `zpool status` or the kernel's log",
+    errno.ENXIO: "the storage is gone: import its pool (`zpool import`), then unmount and mount again",
+    errno.ENFILE: "the daemon has no descriptors left: raise its limit of open files (`ulimit -n`, LimitNOFILE=)",
+    errno.ENOMEM: "the daemon has no memory left: give it more, or look with `zfsfs status` at who uses so much",
+}
+PAUSE = 60.0
+
+
+class Troubles:
+    """What was told when. `tell` is called with a sentence, from the event loop."""
+
+    def __init__(self, tell: Callable[[str], object], clock: Callable[[], float] = time.monotonic) -> None:
+        self._tell = tell
+        self._clock = clock
+        self._told: dict[int, float] = {}
+
+    def met(self, number: int) -> int:
+        """An operation is about to fail with this errno. Returns the one that its caller should get."""
+        if number == errno.EMFILE:
+            number = errno.ENFILE  # it is not the caller's process that has too many
+        if number in _SENTENCES:
+            now = self._clock()
+            if now - self._told.get(number, -PAUSE) >= PAUSE:
+                self._told[number] = now
+                self._tell(_SENTENCES[number] + self._details(number))
+        return number
+
+    @staticmethod
+    def _details(number: int) -> str:
+        if number != errno.ENFILE:
+            return ""
+        try:
+            return f"; {len(os.listdir('/proc/self/fd'))} are open"
+        except OSError:
+            return ""  # a look takes one, too

@@ -19,8 +19,10 @@ import trio
 from zfsfs import mountpoint as mountpoints
 from zfsfs.driver import Driver
 from zfsfs.errors import MountError
-from zfsfs.fs import status, who
+from zfsfs.fs import door, status, who
 from zfsfs.fs.control import CONTROL, Control, Text
+from zfsfs.fs.kernel import Kernel
+from zfsfs.fs.natives import Natives
 from zfsfs.fs.operations import Operations, tell_kernel
 from zfsfs.fs.passthrough import FileHandle, Passthrough
 from zfsfs.fs.tree import Tree
@@ -93,7 +95,8 @@ async def _serve(settings: Settings, ready: Callable[[], None]) -> None:
         await store.start()
         await tree.start()
         try:
-            await _mounted(settings, mountpoint, tree, workers, ready)
+            with door.opened() as knock:
+                await _mounted(settings, mountpoint, tree, workers, ready, knock)
         finally:
             await tree.close()
     finally:
@@ -110,7 +113,12 @@ def _users(settings: Settings, store: Store) -> Users:
 
 
 async def _mounted(
-    settings: Settings, mountpoint: str, tree: Tree, workers: Workers, ready: Callable[[], None]
+    settings: Settings,
+    mountpoint: str,
+    tree: Tree,
+    workers: Workers,
+    ready: Callable[[], None],
+    knock: door.Listening,
 ) -> None:
     files = Passthrough(tree.table, workers, tree.users)
     name = settings.store.replace("\\", "\\\\").replace(",", "\\,")
@@ -118,12 +126,15 @@ async def _mounted(
     if os.geteuid() == 0:
         options.add("allow_other")
     try:
-        pyfuse3.init(Operations(tree, files, own_files(tree)), mountpoint, options)
+        pyfuse3.init(Operations(tree, files, own_files(tree, knock.path)), mountpoint, options)
     except RuntimeError as failure:
         raise MountError(f"{mountpoint} can't be mounted: {failure}; is there a /dev/fuse for you?") from None
     try:
         async with trio.open_nursery() as nursery:
             tree.sessions.nursery = nursery
+            natives = Natives(tree, files, Kernel.of_this_process())
+            nursery.start_soon(natives.run)
+            nursery.start_soon(door.Door(natives, knock.socket).serve)
             nursery.start_soon(tree.store.run)
             nursery.start_soon(_end_on_signal, files)
             nursery.start_soon(_announce, mountpoint, tree, ready)
@@ -137,10 +148,11 @@ async def _mounted(
             files.close(number)
 
 
-def own_files(tree: Tree) -> Control:
+def own_files(tree: Tree, socket_path: str) -> Control:
     """The tree's own directories and files."""
     own = Control()
-    for ino, (name, make) in enumerate(status.files(tree).items(), CONTROL + 1):
+    files = {**status.files(tree), b"socket": lambda: os.fsencode(socket_path) + b"\n"}
+    for ino, (name, make) in enumerate(files.items(), CONTROL + 1):
         own.put(own.folder, CONTROL, ino, name, Text(make))
     return own
 

@@ -157,6 +157,8 @@ class Driver(Protocol):
     name: str
     #: Whether a clone's files have the inode numbers of its origin's.
     stable_inodes: bool
+    #: Whether each dataset is a filesystem of its own, with a device number of its own.
+    own_filesystems: bool
 
     def lock(self) -> None:
         """Take the pool for this process, until `close` or its death. Raises Locked, with the pid of who has it,
@@ -213,6 +215,11 @@ class Driver(Protocol):
     def view(self, target: Dataset | Snapshot, *, writable: bool) -> View:
         """Look into a head or (not writable) a snapshot. set-uid, devices and access times are off beneath.
         Raises Missing."""
+
+    def native(self, target: Dataset | Snapshot, *, writable: bool) -> Native:
+        """Something to mount that shows a head or (not writable) a snapshot. set-uid and devices are off beneath.
+        Holds as a view does, for as long as it is mounted anywhere; the caller keeps a view of the same contents open
+        meanwhile. Raises what `view` raises."""
 
     def space(self, dataset: Dataset) -> Space:
         """What a dataset uses. May walk it. Raises Missing."""

@@ -9,7 +9,7 @@ import argparse
 import sys
 from typing import NoReturn
 
-from zfsfs.cli import mounted, mounting, resting, who
+from zfsfs.cli import mounted, mounting, native, resting, who
 from zfsfs.cli.parsing import Parser
 from zfsfs.errors import ZfsfsError
 
@@ -25,7 +25,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (mounting, mounted, who, resting):
+    for module in (mounting, mounted, native, who, resting):
         module.add(commands)
     return parser
 

@@ -38,9 +38,10 @@ from zfsfs.directory.failures import translated
 from zfsfs.directory.lock import take_lock
 from zfsfs.directory.reserve import Reserve
 from zfsfs.directory.verbs import Verbs, Views
-from zfsfs.driver import DatasetInfo, Listing, Need, Space, Step, TakeSnapshot, View
+from zfsfs.driver import DatasetInfo, Listing, Native, Need, Space, Step, TakeSnapshot, View
 from zfsfs.errors import Missing, Unavailable
 from zfsfs.names import Dataset, Snapshot
+from zfsfs.native.mounts import mountable
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -49,6 +50,7 @@ class DirectoryDriver:
     """Storage in the directory `path`. Nothing is touched before `lock` or `prepare`."""
 
     stable_inodes = False
+    own_filesystems = False
 
     def __init__(self, path: str) -> None:
         self.name = path
@@ -293,6 +295,15 @@ class DirectoryDriver:
         except BaseException:
             self._let_go(target, row.id)
             raise
+
+    def native(self, target: Dataset | Snapshot, *, writable: bool) -> Native:
+        # A mount is counted by nobody here: the caller's view is what holds.
+        view = self.view(target, writable=writable)
+        try:
+            with translated(target):
+                return mountable(view.fd, read_only=not writable)
+        finally:
+            view.close()
 
     def _open(self, target: Dataset | Snapshot, number: int) -> View:
         with self._guard, self._verb(target):

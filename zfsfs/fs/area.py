@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
@@ -21,6 +21,22 @@ from zfsfs.fs.nodes import Node, NodeTable, stale
 
 if TYPE_CHECKING:
     from zfsfs.fs.places import Place
+
+
+#: Seconds for which the kernel may keep what only we can change: for ever, as the protocol goes.
+FOREVER = 365 * 86400.0
+#: The most names that are remembered as absent; the kernel is told to remember no more.
+MOST_ABSENT = 50_000
+
+
+class Holding(Protocol):
+    """Somebody who has an area natively."""
+
+    def names(self) -> list[str]:
+        """Who it is, for people."""
+
+    def look(self) -> None:
+        """Look soon whether it is still so."""
 
 
 class Area:
@@ -37,6 +53,12 @@ class Area:
         self.opens = 0
         self.writers = 0
         self.on_forgotten: Callable[[Area], None] | None = None
+        self.held: Holding | None = None
+        # Changed natively, behind our back: nothing may be changed through us or kept by the kernel meanwhile.
+        self.frozen = False
+        self.timeout = FOREVER
+        self._told: dict[Node, tuple[int, int, int]] = {}  # files that the kernel was told of while frozen
+        self._absent: set[tuple[int, bytes]] = set()
         self._stirred = trio.Event()
         self.root = table.root(self)
 
@@ -72,6 +94,64 @@ class Area:
         """Wake those who wait: something else than a handle has changed."""
         self._stir()
 
+    # What the kernel may know.
+
+    def absent(self, parent: Node, name: bytes) -> float:
+        """There is nothing of that name: how long the kernel may believe it."""
+        if len(self._absent) < MOST_ABSENT:
+            self._absent.add((parent.ino, name))
+            return self.timeout
+        return 0.0
+
+    def freeze(self) -> tuple[list[tuple[int, bytes]], list[int]]:
+        """From now on what is beneath changes behind our back. Returns what the kernel has to look up again: names,
+        each with its directory's number, and directories. It keeps files' sizes and times whatever we say
+        (fuse_get_cache_mask in the kernel's fs/fuse/inode.c): so they get new numbers.
+
+        No file may be open but by handles that the kernel keeps nothing of.
+        """
+        self.frozen, self.timeout = True, 0.0
+        names = list(self._absent)
+        self._absent.clear()
+        folders = [self.root.ino]
+        for node in self.by_st_ino.values():
+            if node.kind == stat.S_IFDIR:
+                folders.append(node.ino)
+            if node.parent is not None and node.name is not None:
+                names.append((node.parent.ino, node.name))
+            names += [(parent.ino, name) for parent, name in node.aliases or ()]
+        self._retire_files()
+        return names, folders
+
+    def thaw(self) -> None:
+        """It changes through us only, again. The kernel remembers no name or attribute from before; its pages and
+        sizes belong to numbers that nothing has any more."""
+        self.frozen, self.timeout = False, FOREVER
+        self._retire_files()
+
+    def _retire_files(self) -> None:
+        for node in [each for each in self.by_st_ino.values() if each.kind != stat.S_IFDIR]:
+            self.table.retire(node)
+        for node in self._told:
+            self.table.retire(node)
+        self._told.clear()
+
+    def is_as_told(self, node: Node, parent: Node, name: bytes, st: os.stat_result) -> bool:
+        """Whether a node can go on standing for what was just found, while the area is frozen."""
+        if node.kind == stat.S_IFDIR:
+            return True
+        named = node.name == name and node.parent is parent
+        return named and self._told.get(node) == (st.st_size, st.st_mtime_ns, st.st_ctime_ns)
+
+    def tell(self, node: Node, st: os.stat_result) -> None:
+        """The kernel gets to know a new node."""
+        if self.frozen and node.kind != stat.S_IFDIR:
+            self._told[node] = (st.st_size, st.st_mtime_ns, st.st_ctime_ns)
+
+    def untold(self, node: Node) -> None:
+        """The kernel has forgotten a node."""
+        self._told.pop(node, None)
+
     def forgotten(self) -> None:
         """The kernel knows nothing beneath any more."""
         if self.on_forgotten is not None:
@@ -98,6 +178,7 @@ class Area:
         nodes = list(self.table.beneath(self))
         names: dict[int, list[bytes]] = {self.root.ino: []}
         self.by_st_ino.clear()
+        self._absent.clear()
         for node in nodes:
             names.setdefault(node.ino, [])
             if node.parent is not None and node.name is not None:

@@ -157,7 +157,11 @@ class NodeTable:
         """The node for an entry that was just found in a directory. Counts no lookup: `looked_up` does."""
         area = parent.area
         node = area.by_st_ino.get(st.st_ino)
-        if node is not None and node.kind == stat.S_IFMT(st.st_mode):
+        if (
+            node is not None
+            and node.kind == stat.S_IFMT(st.st_mode)
+            and (not area.frozen or area.is_as_told(node, parent, name, st))
+        ):
             if (node.name != name or node.parent is not parent) and node.parent is not None:
                 self._also_named(node, parent, name)
             return node
@@ -165,10 +169,24 @@ class NodeTable:
         parent.refs += 1
         self.by_ino[node.ino] = node
         area.by_st_ino[st.st_ino] = node
+        area.tell(node, st)
         return node
 
+    def retire(self, node: Node) -> None:
+        """What the node stands for gets a new number when it is next found; what is open goes on working."""
+        if node.area.by_st_ino.get(node.st_ino) is node:
+            del node.area.by_st_ino[node.st_ino]
+        if node.fd >= 0 and node.opens:
+            self.pin(node)
+        else:
+            self.descriptors.close(node)
+        node.name = None
+
     def _also_named(self, node: Node, parent: Node, name: bytes) -> None:
-        if node.name is None:
+        if node.name is None or node.kind == stat.S_IFDIR:
+            # A directory has one name: if we believe in another, it was renamed behind our back.
+            if node.kind == stat.S_IFDIR and self._is_beneath(parent, node):
+                raise stale()
             self._rename(node, parent, name)
             return
         if node.aliases is None:
@@ -176,6 +194,12 @@ class NodeTable:
         if (parent, name) not in node.aliases:
             node.aliases.add((parent, name))
             parent.refs += 1
+
+    @staticmethod
+    def _is_beneath(node: Node | None, above: Node) -> bool:
+        while node is not None and node is not above:
+            node = node.parent
+        return node is above
 
     def _rename(self, node: Node, parent: Node, name: bytes | None) -> None:
         old = node.parent
@@ -237,6 +261,7 @@ class NodeTable:
             del self.by_ino[each.ino]
             self.descriptors.close(each)
             each.area.pinned.discard(each)
+            each.area.untold(each)
             if each.area.by_st_ino.get(each.st_ino) is each:
                 del each.area.by_st_ino[each.st_ino]
             parents = [each.parent] if each.parent is not None else []

@@ -105,7 +105,7 @@ class Operations(pyfuse3.Operations):
     async def _root_of(self, area: Area) -> Attributes:
         if area.view is None:
             await self._tree.ready(area)
-        return attributes(area.root.ino, os.fstat(area.fd))
+        return attributes(area.root.ino, os.fstat(area.fd), area.timeout)
 
     @answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: object) -> Attributes:
@@ -115,9 +115,9 @@ class Operations(pyfuse3.Operations):
         try:
             node, st = self._files.lookup(parent, name)
         except FileNotFoundError:
-            return absent()
+            return absent(parent.area.absent(parent, name))
         node.lookups += 1
-        return attributes(node.ino, st)
+        return attributes(node.ino, st, node.area.timeout)
 
     async def _lookup_own(self, parent: int, name: bytes) -> Attributes:
         if parent not in _GROUPS:
@@ -147,7 +147,7 @@ class Operations(pyfuse3.Operations):
         return self._attributes(await self._node(inode))
 
     def _attributes(self, node: Node) -> Attributes:
-        return attributes(node.ino, self._files.stat(node))
+        return attributes(node.ino, self._files.stat(node), node.area.timeout)
 
     @answered
     async def setattr(
@@ -181,7 +181,7 @@ class Operations(pyfuse3.Operations):
     def _entry(self, parent: Node, name: bytes) -> Attributes:
         node, st = self._files.lookup(parent, name)
         node.lookups += 1
-        return attributes(node.ino, st)
+        return attributes(node.ino, st, node.area.timeout)
 
     @answered
     async def mknod(
@@ -314,7 +314,8 @@ class Operations(pyfuse3.Operations):
                 reader = await file.open(control.Asker(ctx.uid, ctx.pid, flags))
             return pyfuse3.FileInfo(fh=self._keep_own(reader, ctx.uid), direct_io=True)
         node = await self._changing(inode, ctx.uid)
-        return pyfuse3.FileInfo(fh=self._files.open(node, flags, _caller(ctx)).fd, keep_cache=True)
+        handle = self._files.open(node, flags, _caller(ctx))
+        return pyfuse3.FileInfo(fh=handle.fd, direct_io=handle.direct, keep_cache=not handle.direct)
 
     def _keep_own(self, contents: list[tuple[int, bytes]] | Reader, uid: int) -> int:
         self._next_own += 1
@@ -336,7 +337,7 @@ class Operations(pyfuse3.Operations):
         handle = self._files.create(parent, name, mode, flags, _caller(ctx))
         handle.node.lookups += 1
         info = pyfuse3.FileInfo(fh=handle.fd, keep_cache=True)
-        return info, attributes(handle.node.ino, os.fstat(handle.fd))
+        return info, attributes(handle.node.ino, os.fstat(handle.fd), handle.node.area.timeout)
 
     @answered
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -397,7 +398,7 @@ class Operations(pyfuse3.Operations):
                 found, st = self._files.lookup(node, name)
             except FileNotFoundError:
                 continue  # removed since the directory was read
-            if not pyfuse3.readdir_reply(token, name, attributes(found.ino, st), position + 1):
+            if not pyfuse3.readdir_reply(token, name, attributes(found.ino, st, found.area.timeout), position + 1):
                 if not found.lookups:
                     self._tree.table.forget(found.ino, 0)
                 return

@@ -3,7 +3,8 @@
 The daemon is root and acts for others. The kernel has checked permissions (default_permissions); what is made
 belongs to the caller. Everything goes by directory descriptor and name, never by a path.
 
-Guarantees: nothing is changed in a read-only area (EROFS); an area knows whether anything was changed.
+Guarantees: nothing is changed in a read-only area (EROFS), nor in one that is held natively (EBUSY); an area knows
+whether anything was changed.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class FileHandle:
     writing: bool
     append: bool = False
     uid: int = 0
+    direct: bool = False  # the kernel keeps nothing of what is read by it
 
 
 @dataclass(eq=False, slots=True)
@@ -113,8 +115,7 @@ class Passthrough:
     # Making.
 
     def _changing(self, area: Area) -> None:
-        if area.read_only:
-            raise error(errno.EROFS)
+        _may_change(area)
         area.changed = True
 
     def _make(self, parent: Node, name: bytes, caller: Caller, mode: int, make: Callable[[int], None]) -> None:
@@ -329,8 +330,7 @@ class Passthrough:
     def _open(self, node: Node, flags: int, caller: Caller) -> FileHandle:
         writing = _writing(flags)
         if writing or flags & os.O_TRUNC:
-            if node.area.read_only:
-                raise error(errno.EROFS)
+            _may_change(node.area)
             if flags & os.O_TRUNC:
                 node.area.changed = True
         path = magic(self.descriptors.of(node))
@@ -340,13 +340,21 @@ class Passthrough:
             fd = os.open(path, _flags(flags, readable=False))
         if flags & os.O_TRUNC and caller.uid:
             _clear_set_id(fd)
-        return self._opened(FileHandle(fd, node, writing, uid=caller.uid))
+        handle = FileHandle(fd, node, writing, uid=caller.uid, direct=node.area.frozen)
+        if handle.direct:
+            self.table.pin(node)  # its name may go any time
+        return self._opened(handle)
 
     def _opened(self, handle: FileHandle) -> FileHandle:
         self.handles[handle.fd] = handle
         handle.node.opens += 1
         handle.node.area.opened(handle.writing)
         return handle
+
+    def kept(self, area: Area) -> int:
+        """How many files are open beneath that the kernel keeps pages of."""
+        handles = self.handles.values()
+        return sum(isinstance(each, FileHandle) and each.node.area is area and not each.direct for each in handles)
 
     def file(self, number: int) -> FileHandle:
         """The open file of that number."""
@@ -442,6 +450,13 @@ def _write_all(fd: int, data: bytes, offset: int) -> int:
     while written < len(data):
         written += os.pwrite(fd, memoryview(data)[written:], offset + written)
     return written
+
+
+def _may_change(area: Area) -> None:
+    if area.read_only:
+        raise error(errno.EROFS)
+    if area.frozen:
+        raise error(errno.EBUSY)
 
 
 def _writing(flags: int) -> bool:

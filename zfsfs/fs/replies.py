@@ -13,23 +13,21 @@ from typing import Any, ParamSpec, TypeVar
 import pyfuse3
 
 from zfsfs.errors import StoreError, ZfsfsError
+from zfsfs.fs.area import FOREVER
 from zfsfs.fs.control import Facts
 
 log = logging.getLogger(__name__)
-
-#: Seconds for which the kernel may keep what only we can change: for ever, as the protocol goes.
-FOREVER = 365 * 86400.0
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def attributes(ino: int, st: os.stat_result) -> pyfuse3.EntryAttributes:
-    """A file's attributes under our own inode number."""
+def attributes(ino: int, st: os.stat_result, timeout: float = FOREVER) -> pyfuse3.EntryAttributes:
+    """A file's attributes under our own inode number; the kernel may keep them for `timeout` seconds."""
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = ino
-    entry.entry_timeout = FOREVER
-    entry.attr_timeout = FOREVER
+    entry.entry_timeout = timeout
+    entry.attr_timeout = timeout
     entry.st_mode = st.st_mode
     entry.st_nlink = st.st_nlink
     entry.st_uid = st.st_uid
@@ -61,11 +59,11 @@ def own_attributes(ino: int, facts: Facts, born: int, *, passing: bool) -> pyfus
     return entry
 
 
-def absent() -> pyfuse3.EntryAttributes:
-    """The answer to a lookup that the kernel may remember: there is nothing of that name."""
+def absent(timeout: float) -> pyfuse3.EntryAttributes:
+    """The answer to a lookup that the kernel may remember for `timeout` seconds: there is nothing of that name."""
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = 0
-    entry.entry_timeout = FOREVER
+    entry.entry_timeout = timeout
     return entry
 
 

@@ -58,6 +58,15 @@ def status(tree: Tree) -> dict[str, Any]:
             for area in tree.sessions.open_areas
             if isinstance(area.place, CachePlace) and area.place.session is not None
         ],
+        "native": [
+            {
+                "path": shown(area.place.path()),
+                "writable": area.frozen,
+                "holders": area.held.names(),
+            }
+            for area in tree.natives()
+            if area.held is not None
+        ],
         "waiting": [
             {"dataset": str(dataset), "reason": waiting.reason, "tries": waiting.tries}
             for dataset, waiting in store.reaper.queue.items()

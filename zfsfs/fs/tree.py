@@ -26,7 +26,7 @@ from zfsfs.fs.places import BuildPlace, CachePlace, ResultPlace
 from zfsfs.fs.sessions import DRAIN, Sessions
 from zfsfs.fs.troubles import Troubles
 from zfsfs.fs.users import BUILD, Users
-from zfsfs.names import BuildId, BuildName, Dataset, SessionName, Snapshot
+from zfsfs.names import BuildId, BuildName, Dataset, SessionName, Snapshot, shown
 from zfsfs.store import Store
 
 BUILDS, RESULTS, CACHES = b"builds", b"results", b"caches"
@@ -177,6 +177,7 @@ class Tree:
     async def rmdir(self, group: bytes, name: bytes) -> None:
         """Discard a build or session, delete a result or cache."""
         area = self.find(group, name)
+        await _not_native(area)
         if group == BUILDS:
             await self._discard_build(area)
         elif group == RESULTS:
@@ -194,6 +195,7 @@ class Tree:
             raise InvalidName(f"build {build.name.id} can only be published as results/{build.name.id}")
         if self.store.builds.result(target) is not None:
             raise Exists(f"there is a result {target} already")
+        await _not_native(area)
         # RELEASE comes after close(2) has returned.
         with trio.move_on_after(DRAIN):
             await area.until(lambda: not area.writers)
@@ -266,6 +268,10 @@ class Tree:
 
     # What is going on.
 
+    def natives(self) -> list[Area]:
+        """What somebody has natively."""
+        return [area for area in self.areas() if area.held is not None]
+
     async def holders_of(self, area: Area) -> list[str]:
         """Who holds an area without an open handle."""
         if self.device < 0:
@@ -309,6 +315,17 @@ class Tree:
             state, self._state = self._state, None
             if state is not None:
                 state.close()
+
+
+async def _not_native(area: Area) -> None:
+    """Raises Busy while somebody has the area natively."""
+    if area.held is not None:
+        area.held.look()
+        with trio.move_on_after(DRAIN):
+            await area.until(lambda: area.held is None)
+    if area.held is not None:
+        who = ", ".join(area.held.names())
+        raise Busy(f"{shown(area.place.path())} is native for somebody: {who}")
 
 
 def _build(area: Area) -> BuildPlace:

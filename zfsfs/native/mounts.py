@@ -117,9 +117,22 @@ def attach(native: Native, spot: Spot, source: Spot | None = None) -> None:
 def _bindable(source: Spot, *, read_only: bool) -> int:
     fd = source.open()
     try:
-        mount = syscalls.clone_mount(fd)
+        return _cloned(fd, read_only=read_only)
     finally:
         os.close(fd)
+
+
+def mountable(directory: int, *, read_only: bool) -> Native:
+    """A directory as something to mount: a detached mount of it, or itself without the privilege to make one. Raises
+    OSError."""
+    try:
+        return Native(_cloned(directory, read_only=read_only), detached=True, read_only=read_only)
+    except PermissionError:
+        return Native(os.dup(directory), detached=False, read_only=read_only)
+
+
+def _cloned(directory: int, *, read_only: bool) -> int:
+    mount = syscalls.clone_mount(directory)
     # Not NOATIME: how the mount beneath keeps access times is locked in a user namespace (mount_setattr(2), EPERM).
     try:
         syscalls.set_mount_attributes(mount, attributes(read_only=read_only))

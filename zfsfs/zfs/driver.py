@@ -20,11 +20,23 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 
-from zfsfs.driver import DatasetInfo, Destroy, Listing, Need, Promote, RenameSnapshot, SetProperty, Space, Step, View
+from zfsfs.driver import (
+    DatasetInfo,
+    Destroy,
+    Listing,
+    Native,
+    Need,
+    Promote,
+    RenameSnapshot,
+    SetProperty,
+    Space,
+    Step,
+    View,
+)
 from zfsfs.errors import Busy, Exists, Locked, Missing, ZfsfsError
 from zfsfs.names import Dataset, PoolName, Snapshot, shown
 from zfsfs.zfs import changes, library, programs
-from zfsfs.zfs.views import look_into
+from zfsfs.zfs.views import look_into, mount
 
 # Groups stay out of every mount table, and so does what is made in them. Numbers as zfs.h has them:
 # canmount=off, acltype=posix, xattr=sa, atime=off.
@@ -37,6 +49,7 @@ class ZfsDriver:
     """Storage of a pool or dataset `name`. Raises InvalidName, or Unavailable with what to install or do."""
 
     stable_inodes = True
+    own_filesystems = True
 
     def __init__(self, name: str) -> None:
         self._pool = PoolName(name)
@@ -142,6 +155,10 @@ class ZfsDriver:
     def view(self, target: Dataset | Snapshot, *, writable: bool) -> View:
         """See `Driver.view`."""
         return look_into(self._pool.full(target), writable=writable)
+
+    def native(self, target: Dataset | Snapshot, *, writable: bool) -> Native:
+        """See `Driver.native`."""
+        return Native(mount(self._pool.full(target), writable=writable), detached=True, read_only=not writable)
 
     # Changing.
 

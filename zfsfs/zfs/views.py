@@ -40,7 +40,18 @@ class DetachedView:
 
 
 def look_into(full: str, *, writable: bool) -> DetachedView:
-    """The root of the head or snapshot with this full name.
+    """The root of the head or snapshot with this full name. Raises what `mount` raises."""
+    detached = mount(full, writable=writable)
+    try:
+        return DetachedView(os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=detached))
+    except OSError as error:
+        raise meaning(error.errno or errno.EIO, full) from error
+    finally:
+        os.close(detached)
+
+
+def mount(full: str, *, writable: bool) -> int:
+    """A detached mount of the head or snapshot with this full name.
 
     Raises Missing; Busy while it is being destroyed or received into, or to write what has readonly=on and is viewed;
     InvalidName for a writable snapshot; Unavailable when the kernel does not know ZFS; DriverError EPERM without
@@ -52,16 +63,12 @@ def look_into(full: str, *, writable: bool) -> DetachedView:
     attributes = _ATTRIBUTES | (0 if writable else syscalls.MOUNT_ATTR_RDONLY)
     try:
         try:
-            mount = syscalls.detached_mount("zfs", full, attributes, ("ro",) if snapshot else ())
+            return syscalls.detached_mount("zfs", full, attributes, ("ro",) if snapshot else ())
         except OSError as error:
             if error.errno != errno.EBUSY or writable or snapshot:
                 raise
             # readonly=on and viewed already. Not asked for at first: a head's superblock must stay writable.
-            mount = syscalls.detached_mount("zfs", full, attributes, ("ro",))
-        try:
-            return DetachedView(os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount))
-        finally:
-            os.close(mount)
+            return syscalls.detached_mount("zfs", full, attributes, ("ro",))
     except OSError as error:
         if error.errno == errno.ENODEV:
             raise Unavailable("the kernel does not know the filesystem zfs: `modprobe zfs`") from error

@@ -1,0 +1,255 @@
+"""The daemon's local socket: who wants something natively asks here. See zfsfs.native.wire for what is said.
+
+Guarantees: who asks is known from the kernel, and what it may from what it has opened. Whatever a peer sends, or
+fails to send, costs it its own connection only, in bounded time and memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import secrets
+import socket
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+from zfsfs import syscalls
+from zfsfs.errors import Busy, Refused, UsageError, ZfsfsError
+from zfsfs.fs.natives import Grant, Held, Natives
+from zfsfs.native import wire
+from zfsfs.native.wire import Message, Peer
+
+log = logging.getLogger(__name__)
+
+#: Seconds that a peer may take for its next request.
+PATIENCE = 30.0
+#: Connections that one user may have at once.
+MOST = 64
+
+
+class Door:
+    """See the module. Open it with `opened`."""
+
+    def __init__(self, natives: Natives, sock: socket.socket) -> None:
+        self._natives = natives
+        self._socket = trio.socket.from_stdlib_socket(sock)
+        self._connected: Counter[int] = Counter()
+        self.nursery: trio.Nursery
+
+    async def serve(self) -> None:
+        """Answer, until cancelled."""
+        async with trio.open_nursery() as self.nursery:
+            while True:
+                try:
+                    connection, _ = await self._socket.accept()
+                except OSError as failure:
+                    if failure.errno not in (errno.EMFILE, errno.ENFILE, errno.ECONNABORTED, errno.ENOMEM):
+                        raise
+                    await trio.sleep(0.1)  # until somebody hangs up
+                    continue
+                self.nursery.start_soon(self._welcome, connection)
+
+    async def _welcome(self, connection: trio.socket.SocketType) -> None:
+        peer = None
+        try:
+            with connection:
+                peer = wire.peer(connection)
+                self._connected[peer.uid] += 1
+                if self._connected[peer.uid] > MOST:
+                    await _send(connection, _failed(Busy("too many requests of yours are under way")))
+                    return
+                await _Talk(self._natives, self.nursery, connection, peer).run()
+        except OSError:
+            pass  # it has hung up
+        except Exception:
+            log.exception("a request failed in a way that nobody expected")
+        finally:
+            if peer is not None:
+                self._connected[peer.uid] -= 1
+                if not self._connected[peer.uid]:
+                    del self._connected[peer.uid]
+                if peer.pidfd >= 0:
+                    os.close(peer.pidfd)
+
+
+class _Talk:
+    """One connection."""
+
+    def __init__(
+        self, natives: Natives, nursery: trio.Nursery, connection: trio.socket.SocketType, peer: Peer
+    ) -> None:
+        self._natives = natives
+        self._nursery = nursery
+        self._connection = connection
+        self._peer = peer
+        self._granted: list[Held] = []
+
+    async def run(self) -> None:
+        """Answer its requests, one after another."""
+        try:
+            with trio.move_on_after(PATIENCE) as patience:
+                while await self._one():
+                    patience.deadline = trio.current_time() + PATIENCE
+        finally:
+            for held in self._granted:
+                self._natives.gone(held)
+
+    async def _one(self) -> bool:
+        descriptors: list[int] = []
+        given: list[int] = []
+        try:
+            try:
+                request = await self._receive(descriptors)
+                if request is None:
+                    return False
+                answer = await self._answer(request, descriptors, given)
+            except (ZfsfsError, OSError) as failure:
+                answer, given[:] = _failed(failure), _closed(given)
+            await _send(self._connection, answer, given)
+            return True
+        finally:
+            _closed(given)
+            # In a thread, whatever becomes of it: they may belong to a filesystem that never answers.
+            if descriptors:
+                self._nursery.start_soon(_close_elsewhere, descriptors)
+
+    async def _receive(self, descriptors: list[int]) -> Message | None:
+        data, ancillary, flags, _ = await self._connection.recvmsg(wire.PACKET, wire.ROOM, socket.MSG_CMSG_CLOEXEC)
+        descriptors += wire.received(ancillary)
+        if not data:
+            return None
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            raise UsageError("the request is too long")
+        try:
+            request = json.loads(data)
+        except (ValueError, RecursionError):
+            raise UsageError("the request is no JSON") from None
+        if not isinstance(request, dict):
+            raise UsageError("the request is no JSON object")
+        return request
+
+    async def _answer(self, request: Message, descriptors: Sequence[int], given: list[int]) -> Message:
+        verb = request.get("verb")
+        if verb == "hold":
+            return await self._hold(request, descriptors, given)
+        if verb == "attached":
+            self._attached()
+            return {}
+        if verb == "whose":
+            return {"ours": len(descriptors) == 1 and self._natives.owns(await _identity(descriptors[0]))}
+        if verb == "look":
+            self._natives.wake()
+            return {}
+        raise UsageError("there is no such verb")
+
+    async def _hold(self, request: Message, descriptors: Sequence[int], given: list[int]) -> Message:
+        mapped = bool(request.get("mapped"))
+        if mapped and self._peer.uid != 0:
+            raise Refused("only root may map users: the files of one would become those of another")
+        folders = descriptors[:-1] if mapped else descriptors
+        if not folders:
+            raise UsageError("hold needs directories")
+        mounts = []
+        for folder in folders:
+            if fcntl.fcntl(folder, fcntl.F_GETFL) & os.O_PATH:
+                raise Refused("a directory has to be opened for reading")
+            grant = await self._natives.hold(
+                await _identity(folder), self._peer, read_only=bool(request.get("read_only"))
+            )
+            self._granted.append(grant.held)
+            if grant.native is None:
+                mounts.append({"already": True})
+                continue
+            given.append(grant.native.fd)
+            if mapped:
+                await _map_users(grant, descriptors[-1])
+            mounts.append({"detached": grant.native.detached, "read_only": grant.native.read_only})
+        return {"mounts": mounts}
+
+    def _attached(self) -> None:
+        granted, self._granted = self._granted, []
+        for held in granted:
+            self._natives.attached(held, self._peer)
+        if granted and self._peer.pidfd >= 0:
+            self._nursery.start_soon(self._natives.follow, os.dup(self._peer.pidfd), granted)
+
+
+async def _identity(descriptor: int) -> tuple[int, int]:
+    path = f"/proc/self/fd/{descriptor}"
+    return await trio.to_thread.run_sync(syscalls.identity, path, abandon_on_cancel=True)
+
+
+async def _map_users(grant: Grant, namespace: int) -> None:
+    assert grant.native is not None
+    mount = grant.native.fd
+    if not grant.native.detached:
+        raise Refused("mapping users needs a daemon that is root")
+    try:
+        await trio.to_thread.run_sync(syscalls.set_mount_attributes, mount, 0, namespace)
+    except OSError as failure:
+        why = "the filesystem can't do it, or that is no user namespace" if failure.errno == errno.EINVAL else failure
+        raise Refused(f"users can't be mapped: {why}", failure.errno or errno.EINVAL) from None
+
+
+def _failed(failure: Exception) -> Message:
+    number = getattr(failure, "errno", None) or errno.EIO
+    text = failure.strerror if isinstance(failure, OSError) and failure.strerror else str(failure)
+    return {"error": text, "errno": number, "code": getattr(failure, "exit_code", 1)}
+
+
+async def _send(connection: trio.socket.SocketType, answer: Message, descriptors: Sequence[int] = ()) -> None:
+    text, rights = wire.packed(answer, descriptors)
+    await connection.sendmsg([text], rights)
+
+
+def _closed(descriptors: list[int]) -> list[int]:
+    while descriptors:
+        os.close(descriptors.pop())
+    return descriptors
+
+
+async def _close_elsewhere(descriptors: list[int]) -> None:
+    await trio.to_thread.run_sync(_closed, descriptors, abandon_on_cancel=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """A socket that listens, and its path."""
+
+    socket: socket.socket
+    path: str
+
+
+@contextmanager
+def opened() -> Iterator[Listening]:
+    """A socket that listens; its path is gone at the end. What daemons that died have left is swept."""
+    folder = wire.folder()
+    for name in os.listdir(folder):
+        if name.endswith(".sock") and not _answers(os.path.join(folder, name)):
+            with suppress(OSError):
+                os.unlink(os.path.join(folder, name))
+    path = os.path.join(folder, f"{secrets.token_hex(8)}.sock")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.bind(path)
+        try:
+            os.chmod(path, 0o666 if os.geteuid() == 0 else 0o600)
+            sock.listen(64)
+            yield Listening(sock, path)
+        finally:
+            with suppress(OSError):
+                os.unlink(path)
+
+
+def _answers(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.setblocking(False)
+        error: Any = sock.connect_ex(path)
+        return error in (0, errno.EAGAIN, errno.EINPROGRESS)

@@ -1,0 +1,272 @@
+"""Areas that somebody has natively: mounted in a namespace, beside the tree.
+
+Guarantees
+- While a build or session is native and writable, it is frozen here: what is read through the tree is read afresh,
+  nothing is changed through it (EBUSY), and it is neither published nor released.
+- Taking it is refused (Busy) while a file in it is open through the tree: the kernel would go on serving its pages.
+- It ends when no mount of it is left in any namespace and no process is in it. Who has asked is not needed for
+  that: what it has done with the mount, and how it ended, does not matter.
+
+A hold counts as an open handle of its area, so whatever waits for the last handle waits for it too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from zfsfs.driver import Native
+from zfsfs.errors import Busy, Refused
+from zfsfs.fs.area import Area
+from zfsfs.fs.kernel import Kernel
+from zfsfs.fs.passthrough import Passthrough
+from zfsfs.fs.permission import WRITE, permits
+from zfsfs.fs.places import BuildPlace, ResultPlace
+from zfsfs.fs.sessions import DRAIN
+from zfsfs.fs.tree import Tree
+from zfsfs.names import Dataset, Snapshot, shown
+from zfsfs.native.watching import Found, Where, look, where
+from zfsfs.native.wire import Peer
+from zfsfs.store.layout import SNAP
+
+#: Seconds between two looks while nobody is known whose end would tell.
+PAUSE = 0.5
+
+
+@dataclass(eq=False, slots=True)
+class Held:
+    """An area that is native. `granted`: mounts that were given out and whose taker is still at it; `living`:
+    processes of it that we shall see end. `identity`: device and inode number of its root, natively."""
+
+    area: Area
+    where: Where
+    identity: tuple[int, int]
+    writable: bool
+    wake: Callable[[], None]
+    granted: int = 0
+    living: int = 0
+    turn: int = 0  # goes up with each change of the two
+    found: list[Found] = field(default_factory=list)
+
+    def names(self) -> list[str]:
+        """Who it is, for people."""
+        return [str(each) for each in self.found] or ["a process that is about to mount it"]
+
+    def look(self) -> None:
+        """Look soon whether it is still so."""
+        self.wake()
+
+
+@dataclass(slots=True)
+class Grant:
+    """What somebody gets; `native` is None when the directory that was asked for is native already."""
+
+    held: Held
+    native: Native | None
+
+
+class Natives:
+    """See the module."""
+
+    def __init__(self, tree: Tree, files: Passthrough, kernel: Kernel) -> None:
+        self._tree = tree
+        self._files = files
+        self._kernel = kernel
+        self._held: dict[Area, Held] = {}
+        self._freezing = trio.Lock()
+        self._woken = trio.Event()
+
+    # Taking.
+
+    async def hold(self, identity: tuple[int, int], peer: Peer, *, read_only: bool) -> Grant:
+        """Give out the directory with this device and inode number, which the peer has opened for reading.
+
+        Raises Refused, Busy, and what mounting raises. Whoever gets a Grant calls `attached` or `gone` for it.
+        """
+        for held in self._held.values():
+            if held.identity == identity:
+                held.granted += 1
+                return Grant(held, None)
+        area = self._area(identity)
+        target, writable = self._target(area)
+        self._allow(area, peer, writable=writable)
+        writable = writable and not read_only
+        held = await self._take(area, target, writable=writable)
+        try:
+            driver = self._tree.store.driver
+            native = await trio.to_thread.run_sync(lambda: driver.native(target, writable=writable))
+        except BaseException:
+            self._untaken(held)
+            raise
+        held.identity, held.where = self._seen_as(area, native)
+        return Grant(held, native)
+
+    def _area(self, identity: tuple[int, int]) -> Area:
+        device, ino = identity
+        if device != self._tree.device:
+            raise Refused("that directory is not in this tree")
+        node = self._tree.table.by_ino.get(ino)
+        if node is None:
+            raise Refused("only builds, results and caches can be native")
+        if node.parent is not None:
+            raise Refused(f"only all of {_name(node.area)} can be native, not a directory in it")
+        return node.area
+
+    def _target(self, area: Area) -> tuple[Dataset | Snapshot, bool]:
+        place = area.place
+        if isinstance(place, ResultPlace):
+            info = self._tree.store.builds.result(place.id)
+            if info is not None:
+                return Snapshot(info.dataset, SNAP), False
+        elif isinstance(place, BuildPlace):
+            build = self._tree.store.builds.running().get(place.name.id)
+            if build is not None and not place.discarded:
+                if area.read_only:
+                    raise Busy(f"{_name(area)} is being published")
+                return build.dataset, True
+        elif place.session is not None and not place.discarded:
+            return place.session.dataset, True
+        raise Refused(f"{_name(area)} has been removed")
+
+    def _allow(self, area: Area, peer: Peer, *, writable: bool) -> None:
+        """That it could open the directory it has shown. What it may write beneath the files' own modes decide; but
+        only who may write can keep others from writing."""
+        if peer.uid in (0, os.geteuid()):
+            return
+        if not self._tree.store.driver.own_filesystems:
+            # A mount of a part of a filesystem can be made writable again by its owner (mount_namespaces(7)).
+            raise Refused("a directory store can be native for root and for the user who has mounted it only")
+        if writable and not permits(area.fd, WRITE, peer.uid, peer.groups):
+            raise Refused(f"{_name(area)} is not yours to write, so it can be read through the tree only")
+
+    async def _take(self, area: Area, target: Dataset | Snapshot, *, writable: bool) -> Held:
+        # Between this and the check of who may there is nothing that others could come in by.
+        area.opened(writable)
+        self._tree.table.hold(area.root)
+        try:
+            async with self._freezing:
+                if writable and not area.frozen:
+                    await self._freeze(area)
+        except BaseException:
+            self._tree.table.closed(area.root)
+            area.closed(writable)
+            raise
+        held = self._held.get(area)
+        if held is None:
+            held = self._held[area] = Held(area, Where(b"", b"", -1), (-1, -1), writable, self._wake)
+            area.held = held
+        else:
+            # One handle stands for all: the wider of the two.
+            self._tree.table.closed(area.root)
+            area.closed(held.writable and writable)
+            held.writable = held.writable or writable
+        held.granted += 1
+        return held
+
+    async def _freeze(self, area: Area) -> None:
+        # RELEASE comes after close(2) has returned.
+        with trio.move_on_after(DRAIN):
+            await area.until(lambda: not self._files.kept(area))
+        count = self._files.kept(area)
+        if count:
+            raise Busy(f"{_name(area)} can't become native: {count} files in it are open through the tree")
+        names, folders = area.freeze()
+        try:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(self._kernel.look_up_again, names, folders)
+        except BaseException:
+            area.thaw()
+            raise
+        area.changed = True
+
+    def _seen_as(self, area: Area, native: Native) -> tuple[tuple[int, int], Where]:
+        st = os.fstat(native.fd)
+        own = self._tree.store.driver.own_filesystems
+        return (st.st_dev, st.st_ino), where(native.fd if own else area.fd, own_filesystem=own)
+
+    def _untaken(self, held: Held) -> None:
+        held.granted -= 1
+        held.turn += 1
+        self._wake()
+
+    def attached(self, held: Held, peer: Peer) -> None:
+        """What was given out is mounted now."""
+        how = "through the tree it can only be read" if held.writable else "read-only"
+        self._event("native", held, f"is native for pid {peer.pid}: {how}")
+        self._untaken(held)
+
+    def gone(self, held: Held) -> None:
+        """Whoever got it has hung up; whether something was mounted will show."""
+        self._untaken(held)
+
+    async def follow(self, pidfd: int, held: list[Held]) -> None:
+        """Wait for the end of a process that has these."""
+        for each in held:
+            each.living += 1
+        try:
+            await trio.lowlevel.wait_readable(pidfd)
+        finally:
+            os.close(pidfd)
+            for each in held:
+                each.living -= 1
+                each.turn += 1
+            self._wake()
+
+    def owns(self, identity: tuple[int, int]) -> bool:
+        """Whether a directory is the root of something native."""
+        return any(held.identity == identity for held in self._held.values())
+
+    # Ending.
+
+    def _wake(self) -> None:
+        self._woken.set()
+
+    def wake(self) -> None:
+        """Something may have been unmounted."""
+        self._wake()
+
+    async def run(self) -> None:
+        """Find out what has ended, until cancelled."""
+        while True:
+            alone = any(not each.living and not each.granted for each in self._held.values())
+            with trio.move_on_after(PAUSE if alone else float("inf")):
+                await self._woken.wait()
+            self._woken = trio.Event()
+            await self._look()
+
+    async def _look(self) -> None:
+        turns = {each: each.turn for each in self._held.values()}
+        wanted = {each.where: each.area.fd for each in turns if each.where.root and each.area.view}
+        for thoroughly in (False, True):
+            if not wanted:
+                break
+            found = await trio.to_thread.run_sync(lambda w, t: look(w, thoroughly=t), wanted, thoroughly)
+            for held in self._held.values():
+                held.found = found.get(held.where, held.found) if held.where in wanted else held.found
+            free = {each.where for each in self._held.values() if not each.found and not each.living}
+            wanted = {each: fd for each, fd in wanted.items() if each in free}
+        for held, turn in turns.items():
+            # What was mounted since we began to look was not seen.
+            if held.turn == turn and not held.granted and not held.living and not held.found:
+                self._end(held)
+
+    def _end(self, held: Held) -> None:
+        area = held.area
+        del self._held[area]
+        area.held = None
+        if held.writable:
+            area.thaw()
+        self._event("native-ended", held, "is native no more")
+        self._tree.table.closed(area.root)
+        area.closed(held.writable)
+
+    def _event(self, kind: str, held: Held, text: str) -> None:
+        name = _name(held.area)
+        self._tree.store.events.append(kind, name, f"{name} {text}")
+
+
+def _name(area: Area) -> str:
+    return shown(area.place.path())

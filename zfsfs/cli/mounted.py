@@ -53,9 +53,16 @@ def _umount(options: argparse.Namespace) -> None:
         for session in status["sessions"]:
             who = f"{session['open']} open files" if session["open"] else ", ".join(session["holders"]) or "nobody"
             print(f"closed: session {session['name']}, held by {who}")
+        for native in status["native"]:
+            lost = "its changes are lost" if native["writable"] else "it stays for them"
+            print(f"dropped: {native['path']}, which is native for {', '.join(native['holders'])}: {lost}")
         signal.pidfd_send_signal(daemon, signal.SIGTERM)
     elif builds:
         raise Busy(f"builds are running: {', '.join(builds)}; publish or remove them, or use --force")
+    elif status["native"]:
+        # The kernel would let it go from here, and keep it for their namespaces.
+        who = [f"{each['path']} ({', '.join(each['holders'])})" for each in status["native"]]
+        raise Busy(f"somebody has it natively: {', '.join(who)}; or use --force")
     else:
         try:
             mountpoints.unmount(path)

@@ -136,7 +136,7 @@ class _Talk:
             raise UsageError("the request is no JSON object")
         return request
 
-    async def _answer(self, request: Message, descriptors: Sequence[int], given: list[int]) -> Message:
+    async def _answer(self, request: Message, descriptors: list[int], given: list[int]) -> Message:
         verb = request.get("verb")
         if verb == "hold":
             return await self._hold(request, descriptors, given)
@@ -144,7 +144,9 @@ class _Talk:
             self._attached()
             return {}
         if verb == "whose":
-            return {"ours": len(descriptors) == 1 and self._natives.owns(await _identity(descriptors[0]))}
+            ours = len(descriptors) == 1 and self._natives.owns(await _identity(descriptors[0]))
+            await _close_elsewhere(descriptors)  # before the answer: it keeps the mount busy
+            return {"ours": ours}
         if verb == "look":
             self._natives.wake()
             return {}

@@ -61,8 +61,8 @@ def _umount(options: argparse.Namespace) -> None:
         raise Busy(f"builds are running: {', '.join(builds)}; publish or remove them, or use --force")
     elif status["native"]:
         # The kernel would let it go from here, and keep it for their namespaces.
-        who = [f"{each['path']} ({', '.join(each['holders'])})" for each in status["native"]]
-        raise Busy(f"somebody has it natively: {', '.join(who)}; or use --force")
+        natives = [f"{each['path']} ({', '.join(each['holders'])})" for each in status["native"]]
+        raise Busy(f"somebody has it natively: {', '.join(natives)}; or use --force")
     else:
         try:
             mountpoints.unmount(path)

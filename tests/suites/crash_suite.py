@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
+from collections.abc import Sequence as Sequence_
 from dataclasses import dataclass
 
 from faults import PowerCut, Stopping
 
-from zfsfs.driver import Driver, viewing
+from zfsfs.driver import Driver, Step, viewing
 from zfsfs.errors import Missing
 from zfsfs.names import BuildId, BuildName, CacheName, Dataset, Snapshot, cache, cache_of, cache_tmp, result
-from zfsfs.store import Outcome, RecoveryReport, Session, Store, carry_out, check, leftovers
+from zfsfs.store import Outcome, RecoveryReport, Session, Store, carry_out, check
 from zfsfs.store.layout import generation
 
 ME = (os.getuid(), os.getgid())
@@ -50,19 +51,26 @@ def seen(driver: Driver, target: Dataset | Snapshot) -> str | None:
 
 
 class Armed(Stopping):
-    """Stops only when it is told to."""
+    """Stops only when it is told to. `split`: each step of a batch is a call; else a batch is one, as on ZFS."""
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, *, split: bool = True) -> None:
         super().__init__(driver, PLENTY)
+        self._split, self._armed = split, False
 
     def arm(self, budget: int) -> None:
         """From now on carry out `budget` calls."""
-        self._left = budget
+        self._left, self._armed = budget, True
         self.calls.clear()
 
     def revive(self) -> None:
         """As if nothing had happened."""
-        self.cut, self._left = False, PLENTY
+        self.cut, self._left, self._armed = False, PLENTY, False
+
+    def batch(self, steps: Sequence_[Step]) -> None:
+        if self._armed and self._split:
+            super().batch(steps)
+        else:
+            self._change(f"batch of {len(steps)}").batch(steps)
 
 
 class Scene:
@@ -342,7 +350,6 @@ def settled(driver: Driver) -> None:
     report = carry_out(driver)
     assert report.done == [], "recovery was not at its end"
     assert report.warnings == []
-    assert check(driver.list(), known=report.postponed) == []
+    assert check(report.listing, known=report.postponed) == []
     for dataset, (_, reason) in report.postponed.items():
         assert "somebody else" in reason or "clone" in reason, f"{dataset} waits: {reason}"
-    assert {each.group for each in leftovers(driver.list())} <= {"result"}

@@ -1,7 +1,9 @@
 """The daemon: choose the driver, recover, mount, serve, and end such that nothing is lost.
 
-The end, whatever caused it (a signal, umount): no more requests are answered, every session is closed as if its
-holders had gone, running builds are discarded, and only then is the store given up.
+The end, whatever caused it (a signal, umount): what the kernel has gathered for open files is written, no more
+requests are answered, every session is closed as if its holders had gone, running builds are discarded, and only then
+is the store given up. Nobody is waited for on the way but the storage: what users go on doing can't hold it up. A
+SIGKILL before the end is a crash like any other.
 """
 
 from __future__ import annotations
@@ -33,6 +35,9 @@ from zfsfs.store import Store
 from zfsfs.store.events import Event
 
 log = logging.getLogger(__name__)
+
+#: Seconds that the kernel may take to write what it has gathered, and then the requests that are under way to end.
+_PATIENCE = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +141,10 @@ async def _mounted(
             nursery.start_soon(natives.run)
             nursery.start_soon(door.Door(natives, knock.socket).serve)
             nursery.start_soon(tree.store.run)
-            nursery.start_soon(_end_on_signal, files)
             nursery.start_soon(_announce, mountpoint, tree, ready)
-            await pyfuse3.main(max_tasks=1000)
+            with trio.CancelScope() as serving:
+                nursery.start_soon(_end_on_signal, files, serving)
+                await pyfuse3.main(max_tasks=1000)
             # Sessions first: what they publish is what the mount has shown.
             await tree.close()
             nursery.cancel_scope.cancel()
@@ -164,12 +170,17 @@ async def _announce(mountpoint: str, tree: Tree, ready: Callable[[], None]) -> N
     ready()
 
 
-async def _end_on_signal(files: Passthrough) -> None:
+async def _end_on_signal(files: Passthrough, serving: trio.CancelScope) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for number in signals:
             log.info("%s: ending", signal.Signals(number).name)
-            await trio.to_thread.run_sync(_flush, files, abandon_on_cancel=True)
+            with trio.move_on_after(_PATIENCE) as flushing:
+                await trio.to_thread.run_sync(_flush, files, abandon_on_cancel=True)
+            if flushing.cancelled_caught:
+                log.warning("what the kernel has gathered was not all written in %g s", _PATIENCE)
             pyfuse3.terminate()
+            # One that is under way may wait for another that is no longer read.
+            serving.deadline = trio.current_time() + _PATIENCE
 
 
 def _flush(files: Passthrough) -> None:

@@ -16,7 +16,10 @@ from zfsfs.errors import ZfsfsError
 _EPILOG = """\
 STORE is a ZFS dataset (tank/ci), or a path that begins with '/' or '.' and names a directory for a store
 without ZFS. Exit codes: 0 done, 1 failed, 2 usage, 3 store unavailable, 4 busy, 5 store locked, 6 mountpoint,
-7 inconsistent store."""
+7 inconsistent store.
+
+SIGTERM ends the daemon as 'umount --force' does: open sessions are released, running builds discarded. Killed before
+its end or by a power cut, it loses no result that was published, and no cache."""
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -58,6 +58,7 @@ class Sessions:
         self._shared: dict[CacheName, SharedCache] = {}
         self.nursery: trio.Nursery
         self.open_areas: set[Area] = set()
+        self._leaving = False
 
     def area(self, name: SessionName) -> Area:
         """The area of a path under caches/. Raises Missing when there is no such cache."""
@@ -205,7 +206,7 @@ class Sessions:
                     _place(other).telling += 1
             self._table.closed(area.root)
         try:
-            for other, inodes in told:
+            for other, inodes in told if not self._leaving else ():
                 await self._tell(bytes(_place(other).name), inodes)
         finally:
             for other, _ in told:
@@ -292,6 +293,8 @@ class Sessions:
 
     async def close_all(self) -> None:
         """The end: every session is closed as if its holders had gone, and nothing is looked into any more."""
+        # The kernel is told nothing more: it would wait for requests that are no longer answered.
+        self._leaving = True
         for area in list(self.open_areas):
             try:
                 await self.close(area, force=True)

@@ -1,0 +1,167 @@
+"""How a daemon ends: what it was told by SIGTERM, by umount, by umount -l, and by SIGKILL on the way."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import select
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager, suppress
+
+import pytest
+from mounted_tree import PATIENCE, until, zfsfs
+
+from zfsfs.mountpoint import FSTYPE, mounted_type
+
+
+@contextmanager
+def ending(tree):
+    """The block makes the daemon end, and leaving it waits for the end."""
+    daemon = os.pidfd_open(tree.pid)
+    try:
+        yield daemon
+        assert select.select([daemon], [], [], PATIENCE)[0], "the daemon does not end"
+    finally:
+        os.close(daemon)
+
+
+def terminated(tree) -> None:
+    with ending(tree) as daemon:
+        signal.pidfd_send_signal(daemon, signal.SIGTERM)
+    assert mounted_type(str(tree.path)) is None
+
+
+@pytest.fixture
+def cache(tree):
+    (tree / "caches/c").mkdir()
+    (tree / "caches/c/file").write_text("first")
+    assert tree.outcome("c") == "published"
+    return tree / "caches/c"
+
+
+def test_sigterm_publishes_what_is_in_open_sessions_written_or_not_yet(tree, cache):
+    with open(cache / "file", "r+b") as file, open(cache / "other", "wb", buffering=0) as other:
+        mapped = mmap.mmap(file.fileno(), 5)
+        mapped[:] = b"later"  # nothing but the kernel's page has it
+        other.write(b"gathered")
+        terminated(tree)
+        with suppress(OSError):
+            mapped.close()
+    tree.mount()
+    assert (cache / "file").read_text() == "later"
+    assert (cache / "other").read_text() == "gathered"
+
+
+def test_sigterm_discards_running_builds_and_keeps_results(tree):
+    (tree / "builds/done").mkdir()
+    (tree / "builds/done/file").write_text("x")
+    (tree / "builds/done").rename(tree / "results/done")
+    (tree / "builds/half").mkdir()
+    with open(tree / "builds/half/file", "w") as file:
+        file.write("half")
+        file.flush()
+        terminated(tree)
+        with suppress(OSError):
+            file.close()
+    tree.mount()
+    assert os.listdir(tree / "builds") == []
+    assert os.listdir(tree / "results") == ["done"]
+    assert (tree / "results/done/file").read_text() == "x"
+    (tree / "builds/half").mkdir()
+    (tree / "builds/half").rmdir()
+
+
+def test_sigterm_ends_a_daemon_whose_users_do_not_stop(tree, cache):
+    """They write into two sessions of one cache, and make and remove caches: one session is superseded, and the
+    kernel has locks and dirty pages when requests are no longer answered."""
+    script = """
+import os, sys, itertools
+fds = [os.open(f"caches/c@{name}/file", os.O_RDWR | os.O_CREAT) for name in ("one", "two")]
+print("x", flush=True)
+try:
+    for n in itertools.count():
+        for fd in fds:
+            os.pwrite(fd, b"x" * 5000, n % 100 * 5000)
+        os.mkdir(f"caches/more{sys.argv[1]}")
+        os.rmdir(f"caches/more{sys.argv[1]}")
+except OSError:
+    os._exit(0)
+"""
+    users = [
+        subprocess.Popen([sys.executable, "-c", script, str(n)], cwd=tree.path, stdout=subprocess.PIPE)
+        for n in range(3)
+    ]
+    for user in users:
+        assert user.stdout is not None
+        user.stdout.readline()
+        user.stdout.close()
+    terminated(tree)
+    for user in users:
+        assert user.wait(PATIENCE) == 0
+    tree.mount()
+    assert {each["name"]: each["generation"] for each in tree.status()["caches"]}["c"] == 2
+    assert not [name for name in os.listdir(tree / "caches") if "@" in name]
+
+
+@pytest.mark.parametrize("moment", ["SIGTERM: ending", "released c", "discarded b"])
+def test_sigkill_on_the_way_out_is_a_crash_like_any_other(tree, cache, moment):
+    (tree / "builds/b").mkdir()
+    with open(cache / "file", "w") as file:
+        file.write("later")
+        file.flush()
+        with ending(tree) as daemon:
+            signal.pidfd_send_signal(daemon, signal.SIGTERM)
+            until(lambda: moment in tree.log.read_text() or select.select([daemon], [], [], 0)[0])
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(daemon, signal.SIGKILL)
+        with suppress(OSError):
+            file.close()
+    tree.mount()
+    assert (cache / "file").read_text() in ("first", "later")
+    assert os.listdir(tree / "caches") == ["c"]
+    assert os.listdir(tree / "builds") == []
+
+
+def test_umount_waits_for_sessions_that_linger(unmounted):
+    unmounted.mount(linger=1000.0)
+    (unmounted / "caches/c").mkdir()
+    (unmounted / "caches/c/file").write_text("x")
+    assert len(unmounted.status()["sessions"]) == 1
+    with ending(unmounted):
+        unmounted.umount()
+    unmounted.mount()
+    assert unmounted.status()["caches"][0]["generation"] == 1
+    assert (unmounted / "caches/c/file").read_text() == "x"
+
+
+def test_umount_while_busy_changes_nothing_and_names_the_session(tree, cache):
+    with open(cache / "file", "w") as file:
+        said = zfsfs("umount", tree.path, expect=4).stderr
+        assert "open sessions: c" in said
+        file.write("later")
+    assert tree.outcome("c") == "published"
+    assert (cache / "file").read_text() == "later"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="umount -l needs root")
+def test_a_lazy_umount_ends_the_daemon_with_its_last_user(tree, cache):
+    with ending(tree), open(cache / "file", "w") as file:
+        subprocess.run(["umount", "-l", tree.path], check=True)
+        assert mounted_type(str(tree.path)) is None
+        file.write("later")
+    tree.mount()
+    assert (cache / "file").read_text() == "later"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="umount -l needs root")
+def test_after_a_lazy_umount_the_store_is_taken_until_the_last_user_has_gone(tree, cache):
+    with ending(tree):
+        pid = tree.pid
+        with open(cache / "file") as file:
+            subprocess.run(["umount", "-l", tree.path], check=True)
+            assert str(pid) in zfsfs("mount", tree.store, tree.path, expect=5).stderr
+            assert file.read() == "first"
+    tree.mount()
+    assert mounted_type(str(tree.path)) == FSTYPE

@@ -9,8 +9,8 @@ import argparse
 import sys
 from typing import NoReturn
 
-from zfsfs.cli import mounted, mounting, native, resting, who
-from zfsfs.cli.parsing import Parser
+from zfsfs.cli import building, mounted, mounting, native, resting, who
+from zfsfs.cli.parsing import Parser, split
 from zfsfs.errors import ZfsfsError
 
 _EPILOG = """\
@@ -28,7 +28,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (mounting, mounted, native, who, resting):
+    for module in (mounting, mounted, native, building, who, resting):
         module.add(commands)
     return parser
 
@@ -36,7 +36,9 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit."""
     try:
-        options = _parser().parse_args(arguments)
+        words, command = split(sys.argv[1:] if arguments is None else arguments)
+        options = _parser().parse_args(words)
+        options.words = command
         options.run(options)
         code = 0
     except ZfsfsError as error:

@@ -29,7 +29,7 @@ def add(commands: Commands) -> None:
     run.set_defaults(run=_exec)
     run.add_argument("--cwd", metavar="DIR", help="where COMMAND finds itself")
     run.add_argument("--read-only", action="store_true", help=_READ_ONLY)
-    run.add_argument("words", metavar="PATH... -- COMMAND", nargs=argparse.REMAINDER)
+    run.add_argument("paths", metavar="PATH", nargs="+")
     bind = commands.add_parser("bind", help="mount a dataset natively, until it is unmounted")
     bind.set_defaults(run=_bind)
     bind.add_argument("--read-only", action="store_true", help=_READ_ONLY)
@@ -50,15 +50,10 @@ def add(commands: Commands) -> None:
 def _exec(options: argparse.Namespace) -> None:
     from zfsfs.native.client import Natives
 
-    words = options.words
-    if "--" not in words:
-        raise UsageError("exec needs '--' before its command; try zfsfs exec --help")
-    split = words.index("--")
-    paths, command = words[:split], words[split + 1 :]
-    if not paths or not command:
-        raise UsageError("exec needs a path and a command; try zfsfs exec --help")
+    if not options.words:
+        raise UsageError("exec needs '--' and a command; try zfsfs exec --help")
     try:
-        with Natives(paths, read_only=options.read_only) as natives:
+        with Natives(options.paths, read_only=options.read_only) as natives:
             natives.enter()
         if options.cwd is not None:
             os.chdir(options.cwd)
@@ -66,7 +61,7 @@ def _exec(options: argparse.Namespace) -> None:
         text = f"{failure.filename}: {failure.strerror}" if isinstance(failure, OSError) else failure
         print(f"zfsfs: {text}", file=sys.stderr)
         sys.exit(FAILED)
-    execute(command)
+    execute(options.words)
 
 
 def _bind(options: argparse.Namespace) -> None:

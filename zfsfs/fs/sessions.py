@@ -184,6 +184,11 @@ class Sessions:
                 session = place.session
                 if session is None or (area.opens and not force):
                     return
+                if area.frozen:
+                    # Whoever has it natively goes on writing, whatever becomes of us: nothing of it is whole.
+                    place.discarded = True
+                    text = f"session {place.name} is dropped: it was native for somebody at the end"
+                    self._store.events.append("warning", str(place.name), text)
                 # From here on who wants to open or change something waits for the next session: what came after
                 # the snapshot would be lost.
                 place.closing = True

@@ -114,6 +114,26 @@ def attach(native: Native, spot: Spot, source: Spot | None = None) -> None:
         os.close(target)
 
 
+def bind(source: str, target: str) -> None:
+    """Show a directory of our own namespace at another path in it, too. Raises MountError."""
+    try:
+        fd = os.open(source, _PATH)
+        try:
+            mount = syscalls.clone_mount(fd)
+        finally:
+            os.close(fd)
+        try:
+            place = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                syscalls.move_mount(mount, place)
+            finally:
+                os.close(place)
+        finally:
+            os.close(mount)
+    except OSError as failure:
+        raise MountError(f"{target} can't show {source}: {failure.strerror}") from None
+
+
 def _bindable(source: Spot, *, read_only: bool) -> int:
     fd = source.open()
     try:

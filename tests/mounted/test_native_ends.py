@@ -1,0 +1,1 @@
+"""How native mounts end together with the daemon, and who may have them."""

@@ -7,6 +7,7 @@ import json
 import os
 import select
 import signal
+import time
 from typing import TYPE_CHECKING, Any
 
 from zfsfs import mountpoint as mountpoints
@@ -38,13 +39,24 @@ def read_status(mountpoint: str) -> dict[str, Any]:
     return found
 
 
+def _settled_status(path: str) -> dict[str, Any]:
+    """The status, once the daemon has had time to see that what was native is so no more."""
+    from zfsfs.native.client import look
+
+    patience = time.monotonic() + 2.0
+    while (status := read_status(path))["native"] and time.monotonic() < patience:
+        look(path)
+        time.sleep(0.1)
+    return status
+
+
 def _umount(options: argparse.Namespace) -> None:
     path = os.path.abspath(options.mountpoint)
     if mountpoints.mounted_type(path) == mountpoints.FSTYPE and mountpoints.is_dead(path):
         mountpoints.unmount(path, lazy=True)
         print(f"{options.mountpoint}: its daemon had died; the next mount recovers the store")
         return
-    status = read_status(path)
+    status = _settled_status(path)
     builds = [build["id"] for build in status["builds"]]
     daemon = os.pidfd_open(status["pid"])
     if options.force:

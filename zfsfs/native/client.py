@@ -102,6 +102,15 @@ class Natives:
                     connection.ask({"verb": "attached"})
 
 
+def look(path: str) -> None:
+    """Let the daemon of a tree see what was unmounted. Raises MountError."""
+    connection = wire.Connection(socket_of(path))
+    try:
+        connection.ask({"verb": "look"})
+    finally:
+        connection.close()
+
+
 def unbind(target: str) -> bool:
     """Unmount a native mount; False when it is none of any daemon of this user's. Raises Busy, MountError."""
     fd = os.open(target, _DIRECTORY)

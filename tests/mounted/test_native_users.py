@@ -1,0 +1,161 @@
+"""Who may have what natively: root, others beside it, and an ordinary user with a daemon of its own."""
+
+from __future__ import annotations
+
+import os
+import site
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from mounted_tree import until
+
+ZFS = bool(os.environ.get("ZFSFS_TEST_POOL"))
+#: Somebody whom fusermount3 knows by name.
+UID = 1
+USER = ["setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups", "env", "HOME=/"]
+PROGRAM = "import sys; sys.path[:0] = sys.argv.pop(1).split(':'); from zfsfs.cli import main; main()"
+PATHS = ":".join([os.getcwd(), *site.getsitepackages()])
+
+
+def python() -> list[str]:
+    """A Python that an ordinary user can run, with what the daemon needs; nothing when there is none."""
+    for each in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
+        words = [each, "-c", PROGRAM, PATHS]
+        if not subprocess.run([*USER, *words, "--help"], capture_output=True, check=False).returncode:
+            return words
+    return []
+
+
+PYTHON = python() if os.geteuid() == 0 else []
+COMMAND = [*USER, *PYTHON]
+pytestmark = pytest.mark.skipif(not PYTHON, reason="needs root, and a Python that ordinary users can run")
+zfs_only = pytest.mark.skipif(not ZFS, reason="a directory store is native for its own user only")
+
+
+def as_user(*words, cwd="/"):
+    return subprocess.run(
+        [*COMMAND, *map(str, words)], capture_output=True, text=True, check=False, cwd=cwd, timeout=60
+    )
+
+
+@pytest.fixture
+def build(tree):
+    """A build of the ordinary user's."""
+    folder = tree / "builds/mine"
+    folder.mkdir(mode=0o750)
+    (folder / "file").write_text("mine")
+    os.chown(folder / "file", UID, UID)
+    os.chown(folder, UID, UID)
+    yield folder
+    until(lambda: not tree.status()["native"])
+    if folder.exists():
+        folder.rmdir()
+
+
+@zfs_only
+def test_an_ordinary_user_has_its_own_build_natively(tree, build):
+    script = f"id -u; cat file; echo made >made; grep {build} /proc/self/mountinfo"
+    done = as_user("exec", "--cwd", build, build, "--", "sh", "-c", script)
+    assert done.stderr == ""
+    uid, text, *_ = done.stdout.split()
+    assert (uid, text[:4]) == (str(UID), "mine")
+    assert "nosuid,nodev" in done.stdout
+    assert (build / "made").stat().st_uid == UID
+    os.rename(build, tree / "results/mine")
+    done = as_user("exec", tree / "results/mine", "--", "cat", tree / "results/mine/made")
+    assert done.stdout == "made\n"
+
+
+@zfs_only
+def test_what_one_may_not_write_is_not_native_for_him(tree, build):
+    other = tree / "builds/other"
+    other.mkdir(mode=0o755)
+    done = as_user("exec", other, "--", "true")
+    assert done.returncode == 125
+    assert "not yours to write" in done.stderr
+    other.chmod(0o700)
+    assert "Permission denied" in as_user("exec", other, "--", "true").stderr
+    other.rmdir()
+    assert tree.status()["native"] == []
+
+
+@pytest.mark.skipif(ZFS, reason="of directory stores")
+def test_a_directory_store_of_roots_is_native_for_nobody_else(tree, build):
+    done = as_user("exec", build, "--", "true")
+    assert done.returncode == 125
+    assert "for root and for the user who has mounted it" in done.stderr
+
+
+def test_only_root_may_map_users(tree, build, tmp_path):
+    done = as_user("bind", "--map-users", f"{UID}:{UID}:1", build, "/tmp")
+    assert done.returncode != 0
+    assert "only root may map users" in done.stderr or "can't be mapped" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@zfs_only
+def test_bind_without_the_privilege_to_mount_is_refused(tree, build):
+    with tempfile.TemporaryDirectory() as target:
+        os.chown(target, UID, UID)
+        done = as_user("bind", build, target)
+        assert done.returncode != 0
+        assert "you may not mount there" in done.stderr
+    until(lambda: not tree.status()["native"])
+
+
+@pytest.mark.skipif(
+    subprocess.run([*USER, "test", "-w", "/dev/fuse"], check=False).returncode != 0,
+    reason="/dev/fuse is not open to all, as udev has it",
+)
+def test_without_root_the_same_in_a_user_namespace():
+    with tempfile.TemporaryDirectory(prefix="zfsfs-") as name:
+        folder = Path(name)
+        os.chown(folder, UID, UID)
+        mnt = folder / "mnt"
+
+        def ok(*words):
+            done = as_user(*words, cwd=folder)
+            assert (done.returncode, done.stderr) == (0, ""), done
+            return done.stdout
+
+        subprocess.run([*USER, "mkdir", mnt], check=True)
+        ok("mount", "./store", "mnt", "--linger", "0.1", "--log", folder / "log")
+        try:
+            script = (
+                f"set -e; cd {mnt}; mkdir builds/b caches/c; echo tree >builds/b/file; exec 9<caches/c; echo 1 >&2"
+            )
+            subprocess.run([*USER, "sh", "-c", script], check=True, stderr=subprocess.DEVNULL)
+            script = f"id -u; cat file; echo native >file; echo hot >{mnt}/caches/c/hot"
+            out = ok("exec", "--cwd", mnt / "builds/b", "mnt/builds/b", "mnt/caches/c", "--", "sh", "-c", script)
+            assert out.startswith(f"{UID}\ntree\n")
+            script = f"set -e; cd {mnt}; cat builds/b/file; mv builds/b results/b"
+            done = subprocess.run([*USER, "sh", "-c", script], check=True, capture_output=True, text=True)
+            assert done.stdout == "native\n"
+            done = as_user("exec", mnt / "results/b", "--", "touch", mnt / "results/b/file")
+            assert "Read-only file system" in done.stderr
+            hot = [*USER, "cat", mnt / "caches/c/hot"]
+            until(lambda: subprocess.run(hot, capture_output=True, check=False).stdout == b"hot\n")
+            done = as_user("build", mnt, "made", "--native", "--", "sh", "-c", "echo 1 >one")
+            assert done.returncode == 0, done.stderr
+            # A mount of its own somewhere else, in a namespace of its own.
+            subprocess.run([*USER, "mkdir", folder / "target"], check=True)
+            script = '"$@" && cat target/one && touch target/one'
+            words = [*PYTHON, "bind", mnt / "results/made", "target"]
+            done = subprocess.run(
+                [*USER, "unshare", "-Urm", "sh", "-c", script, "sh", *words],
+                capture_output=True,
+                text=True,
+                check=False,
+                cwd=folder,
+            )
+            assert done.stdout == "1\n", done.stderr
+            assert "Read-only file system" in done.stderr
+        finally:
+            done = as_user("umount", mnt)
+            if done.returncode:
+                as_user("umount", "--force", mnt)
+        assert done.returncode == 0, done.stderr
+        assert " ERROR " not in (folder / "log").read_text()

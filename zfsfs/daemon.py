@@ -8,27 +8,33 @@ SIGKILL before the end is a crash like any other.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import resource
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyfuse3
 import trio
 
 from zfsfs import mountpoint as mountpoints
+from zfsfs.builders.running import Records
+from zfsfs.config import Config
 from zfsfs.driver import Driver
 from zfsfs.errors import MountError
 from zfsfs.fs import door, status, who
+from zfsfs.fs.building import Builders
 from zfsfs.fs.control import CONTROL, Control, Text
 from zfsfs.fs.kernel import Kernel
+from zfsfs.fs.logs import LogFolder, Logs
 from zfsfs.fs.natives import Natives
 from zfsfs.fs.operations import Operations, tell_kernel
 from zfsfs.fs.passthrough import FileHandle, Passthrough
 from zfsfs.fs.tree import Tree
 from zfsfs.fs.users import BUILD, FILE, MOST_OWN, OWN, SESSION, Users
+from zfsfs.fs.waiting import Ends, WaitFolder
 from zfsfs.fs.workers import Workers
 from zfsfs.names import Dataset
 from zfsfs.store import Store
@@ -51,6 +57,7 @@ class Settings:
     options: frozenset[str] = frozenset()
     max_builds: int = 256
     max_sessions: int = 256
+    config: Config = field(default_factory=Config)
 
 
 def choose_driver(store: str) -> Driver:
@@ -126,26 +133,28 @@ async def _mounted(
     knock: door.Listening,
 ) -> None:
     files = Passthrough(tree.table, workers, tree.users)
+    own, builders = await _builders(settings, mountpoint, tree, knock.path)
     name = settings.store.replace("\\", "\\\\").replace(",", "\\,")
     options = {f"fsname={name}", "subtype=zfsfs", "default_permissions", "nosuid", "nodev", *settings.options}
     if os.geteuid() == 0:
         options.add("allow_other")
     try:
-        pyfuse3.init(Operations(tree, files, own_files(tree, knock.path)), mountpoint, options)
+        pyfuse3.init(Operations(tree, files, own), mountpoint, options)
     except RuntimeError as failure:
         raise MountError(f"{mountpoint} can't be mounted: {failure}; is there a /dev/fuse for you?") from None
     try:
         async with trio.open_nursery() as nursery:
-            tree.sessions.nursery = nursery
+            tree.sessions.nursery = builders.nursery = nursery
             natives = Natives(tree, files, Kernel.of_this_process())
             nursery.start_soon(natives.run)
             nursery.start_soon(door.Door(natives, knock.socket).serve)
             nursery.start_soon(tree.store.run)
             nursery.start_soon(_announce, mountpoint, tree, ready)
             with trio.CancelScope() as serving:
-                nursery.start_soon(_end_on_signal, files, serving)
+                nursery.start_soon(_end_on_signal, files, builders, serving)
                 await pyfuse3.main(max_tasks=1000)
-            # Sessions first: what they publish is what the mount has shown.
+            # First builders, who use sessions; then these, for what they publish is what the mount has shown.
+            await builders.close()
             await tree.close()
             nursery.cancel_scope.cancel()
     finally:
@@ -154,13 +163,23 @@ async def _mounted(
             files.close(number)
 
 
-def own_files(tree: Tree, socket_path: str) -> Control:
-    """The tree's own directories and files."""
+async def _builders(settings: Settings, mountpoint: str, tree: Tree, socket_path: str) -> tuple[Control, Builders]:
+    """The tree's own directories and files, and who works in it; what a daemon before us left running is ended."""
+    records = Records(tree.state("zfsfs-builders"))
+    for name in await trio.to_thread.run_sync(records.end_all):
+        tree.store.events.append("recovered", name, "a builder of the daemon before was still running, and is ended")
+    ends = Ends(tree.store)
+    logs = Logs(tree.store, tree.state("zfsfs-logs"))
+    logs.start()
+    tree.builders = Builders(tree, settings.config.builders, mountpoint, ends, logs, records)
     own = Control()
+    numbers = itertools.count(CONTROL + 1)
     files = {**status.files(tree), b"socket": lambda: os.fsencode(socket_path) + b"\n"}
-    for ino, (name, make) in enumerate(files.items(), CONTROL + 1):
-        own.put(own.folder, CONTROL, ino, name, Text(make))
-    return own
+    for file, make in files.items():
+        own.put(own.folder, CONTROL, next(numbers), file, Text(make))
+    own.put(own.folder, CONTROL, next(numbers), b"log", LogFolder(logs))
+    own.put(own.folder, CONTROL, next(numbers), b"wait", WaitFolder(ends))
+    return own, tree.builders
 
 
 async def _announce(mountpoint: str, tree: Tree, ready: Callable[[], None]) -> None:
@@ -170,10 +189,12 @@ async def _announce(mountpoint: str, tree: Tree, ready: Callable[[], None]) -> N
     ready()
 
 
-async def _end_on_signal(files: Passthrough, serving: trio.CancelScope) -> None:
+async def _end_on_signal(files: Passthrough, builders: Builders, serving: trio.CancelScope) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for number in signals:
             log.info("%s: ending", signal.Signals(number).name)
+            # While requests are answered: who waits for an answer can't be killed.
+            await builders.close()
             with trio.move_on_after(_PATIENCE) as flushing:
                 await trio.to_thread.run_sync(_flush, files, abandon_on_cancel=True)
             if flushing.cancelled_caught:

@@ -22,9 +22,12 @@ MAX_FULL_NAME = 250
 #: Room that the longest snapshot name of ours ('@' included) takes behind a dataset's name.
 SNAPSHOT_ROOM = 16
 NAME_MAX = 255
+#: The directory of failed builds among the others.
+FAILED_BUILDS = b".failed"
 
 _COMPONENT = re.compile(rb"[A-Za-z0-9_.: -]+\Z")
 _SNAPSHOT = re.compile(r"[A-Za-z0-9_.: -]+\Z")
+_BUILDER = re.compile(rb"[A-Za-z0-9_.-]{1,64}\Z")
 _PLAIN = re.compile(rb"[A-Za-z0-9._-]\Z")
 _POOL = re.compile(r"[A-Za-z][A-Za-z0-9_.: -]*(/[A-Za-z0-9_.: -]+)*\Z")
 
@@ -62,20 +65,32 @@ class BuildId:
 
 @dataclass(frozen=True, slots=True)
 class BuildName:
-    """What a directory under builds/ is called: `ID` or `ID@BASE`."""
+    """What a directory under builds/ is called: `[BUILDER+]ID[@BASE]`. No id has a '+' in it."""
 
     id: BuildId
     base: BuildId | None = None
+    builder: str = ""
 
     @classmethod
     def parse(cls, name: bytes) -> BuildName:
-        """Split `ID[@BASE]`; raises InvalidName."""
+        """Split it; raises InvalidName."""
         _file_name(name, "build")
-        ident, at, base = name.partition(b"@")
-        return cls(BuildId(ident), BuildId(base) if at else None)
+        before, plus, rest = name.rpartition(b"+")
+        ident, at, base = rest.partition(b"@")
+        if ident == FAILED_BUILDS:
+            raise InvalidName(f"{shown(ident)} is where failed builds are kept, and no id")
+        return cls(BuildId(ident), BuildId(base) if at else None, builder_name(before) if plus else "")
 
     def __bytes__(self) -> bytes:
-        return self.id.name if self.base is None else self.id.name + b"@" + self.base.name
+        name = self.id.name if self.base is None else self.id.name + b"@" + self.base.name
+        return self.builder.encode("ascii") + b"+" + name if self.builder else name
+
+
+def builder_name(name: bytes) -> str:
+    """The name of a builder: letters, digits, '_', '.' and '-'. Raises InvalidName."""
+    if not _BUILDER.match(name):
+        raise InvalidName(f"builder {shown(name)}: a builder's name is of letters, digits, '_', '.' and '-'")
+    return name.decode("ascii")
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,10 @@ _libc.syncfs.argtypes = (ctypes.c_int,)
 _libc.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p)
 _libc.syscall.restype = ctypes.c_long
 _libc.unshare.argtypes = (ctypes.c_int,)
+_libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_void_p)
+
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def _check(result: int, call: str, path: object = None) -> int:
@@ -148,3 +151,13 @@ def unshare(flags: int) -> None:
 def receive_mounts_only() -> None:
     """mount(2) with MS_REC and MS_SLAVE: what is mounted from here on in this namespace shows in no other."""
     _check(_libc.mount(b"none", b"/", None, _MS_REC | _MS_SLAVE, None), "mount", "/")
+
+
+def adopt_orphans() -> None:
+    """prctl(2) with PR_SET_CHILD_SUBREAPER: descendants whose parent has died become children of this process."""
+    _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl")
+
+
+def die_with_parent(number: int) -> None:
+    """prctl(2) with PR_SET_PDEATHSIG: get a signal when the thread that made this process ends."""
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0), "prctl")

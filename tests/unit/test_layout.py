@@ -19,6 +19,7 @@ LEVELS = (
     ("mountpoint", "native"),
     ("zfs", "directory"),
     ("store",),
+    ("config", "builders"),
     ("fs",),
     ("daemon",),
     ("cli",),

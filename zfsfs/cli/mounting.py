@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from zfsfs.config import Config, builder_option, explanation, load
 from zfsfs.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,7 +20,10 @@ _PASSED = {"allow_other", "allow_root", "noexec"}
 
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
-    mount = commands.add_parser("mount", help="mount a store; returns when the tree is usable")
+    mount = commands.add_parser(
+        "mount", help="mount a store; returns when the tree is usable", epilog=explanation(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     mount.set_defaults(run=_mount)
     mount.add_argument("store", metavar="STORE")
     mount.add_argument("mountpoint", metavar="MOUNTPOINT")
@@ -36,7 +41,24 @@ def add(commands: Commands) -> None:
             f"--max-{what}", type=int, default=256, metavar="N",
             help=f"how many {text} an ordinary user may have (256); more are EDQUOT. Root may have any number",
         )  # fmt: skip
+    mount.add_argument(
+        "--config", metavar="FILE", help="the configuration (/etc/zfsfs/STORE.toml, if it is there; see below)"
+    )
+    mount.add_argument(
+        "--builder", action="append", default=[], metavar="NAME=COMMAND", help="what mkdir builds/NAME+ID runs"
+    )
     mount.add_argument("--log", metavar="FILE", help="where the daemon's log goes (the system's log)")
+
+
+def _config(options: argparse.Namespace) -> Config:
+    config = load(options.config, options.store)
+    builders = dict(config.builders)
+    for text in options.builder:
+        name, builder = builder_option(text)
+        if name in builders:
+            raise UsageError(f"--builder {text}: there is a builder {name} already")
+        builders[name] = builder
+    return replace(config, builders=builders)
 
 
 def _mount(options: argparse.Namespace) -> None:
@@ -44,7 +66,9 @@ def _mount(options: argparse.Namespace) -> None:
     from zfsfs.cli.background import in_background, log_to
     from zfsfs.daemon import Settings, serve
 
-    linger, log, foreground = 2.0 if options.linger is None else options.linger, options.log, options.foreground
+    config = _config(options)
+    linger = next(each for each in (options.linger, config.linger, 2.0) if each is not None)
+    log, foreground = options.log, options.foreground
     passed = set()
     for option in (each for text in options.options for each in text.split(",") if each):
         key, _, value = option.partition("=")
@@ -65,7 +89,8 @@ def _mount(options: argparse.Namespace) -> None:
     most = options.max_builds, options.max_sessions
     if min(most) < 0:
         raise UsageError("--max-builds and --max-sessions: a number, not below 0")
-    settings = Settings(store, os.path.abspath(options.mountpoint), linger, frozenset(passed), *most)
+    mountpoint = os.path.abspath(options.mountpoint)
+    settings = Settings(store, mountpoint, linger, frozenset(passed), *most, config=config)
     if foreground:
         log_to(log, foreground=True)
         serve(settings, lambda: None)

@@ -131,6 +131,7 @@ class Own:
     key: tuple[int, bytes]
     passing: bool
     lookups: int = 0
+    told: int = 0  # the largest size that the kernel knows of
 
 
 class Control:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import select
 import stat
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 import pyfuse3
 import trio
@@ -102,6 +104,17 @@ class Operations(pyfuse3.Operations):
     def _own_attributes(self, own: Own) -> Attributes:
         return own_attributes(own.ino, own.entry.facts(), self._born, passing=own.passing)
 
+    @staticmethod
+    async def _grown(own: Own) -> None:
+        """Tell the kernel that a file of ours has grown. With the writeback cache it believes its own size only, and
+        learns of another by what is put into its pages."""
+        size = own.entry.facts().size
+        if size > own.told:
+            own.told = size
+            with suppress(OSError):
+                # In a thread: who has mapped the file may hold the page and wait for us.
+                await trio.to_thread.run_sync(pyfuse3.notify_store, own.ino, size - 1, b"\n", abandon_on_cancel=True)
+
     async def _root_of(self, area: Area) -> Attributes:
         if area.view is None:
             await self._tree.ready(area)
@@ -123,6 +136,7 @@ class Operations(pyfuse3.Operations):
         if parent not in _GROUPS:
             own = self._control.find(parent, name)
             own.lookups += 1
+            await self._grown(own)
             return self._own_attributes(own)
         area = self._tree.find(_GROUPS[parent], name)
         entry = await self._root_of(area)
@@ -143,7 +157,9 @@ class Operations(pyfuse3.Operations):
     @answered
     async def getattr(self, inode: int, ctx: object) -> Attributes:
         if inode < FIRST_INODE:
-            return self._own_attributes(self._control.get(inode))
+            own = self._control.get(inode)
+            await self._grown(own)
+            return self._own_attributes(own)
         return self._attributes(await self._node(inode))
 
     def _attributes(self, node: Node) -> Attributes:
@@ -346,6 +362,14 @@ class Operations(pyfuse3.Operations):
             assert not isinstance(own, list)
             return await own.read(off, size)
         return await self._files.read(self._files.file(fh), off, size)
+
+    @answered
+    async def poll(self, inode: int, fh: int, poll_handle: pyfuse3.PollHandle | None, ctx: object) -> int:
+        own = self._own.get(fh)
+        if own is None or isinstance(own, list):
+            return select.POLLIN | select.POLLOUT
+        notify = None if poll_handle is None else poll_handle.notify
+        return select.POLLIN if own.ready(notify) else 0
 
     @answered
     async def write(self, fh: int, off: int, buf: bytes) -> int:

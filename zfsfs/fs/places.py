@@ -13,16 +13,20 @@ from zfsfs.store import Session
 
 if TYPE_CHECKING:
     from zfsfs.fs.area import Area
+    from zfsfs.fs.building import Run
 
 
 @dataclass(eq=False, slots=True)
 class BuildPlace:
-    """A running build. `discarded`: its directory is gone, the dataset goes with the last handle."""
+    """A running build. `discarded`: its directory is gone, the dataset goes with the last handle. `cancelled`: its
+    directory is gone, and the rest waits for its builder's end."""
 
     name: BuildName
     created: float
     uid: int = 0  # who started it
     discarded: bool = False
+    run: Run | None = None
+    cancelled: bool = False
     grave: Dataset | None = None  # what its dataset is called since it was discarded
 
     kind = "build"

@@ -26,7 +26,7 @@ def status(tree: Tree) -> dict[str, Any]:
             {
                 "id": str(ident),
                 "base": str(info.base) if info.base else None,
-                "path": f"builds/{ident}@{info.base}" if info.base else f"builds/{ident}",
+                "path": os.fsdecode(tree.builds[ident].place.path()) if ident in tree.builds else None,
                 "dataset": str(info.dataset),
                 "created": info.created,
                 "open": tree.builds[ident].opens if ident in tree.builds else 0,

@@ -10,7 +10,8 @@ import errno
 import os
 import stat
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -28,6 +29,9 @@ from zfsfs.fs.troubles import Troubles
 from zfsfs.fs.users import BUILD, Users
 from zfsfs.names import BuildId, BuildName, Dataset, SessionName, Snapshot, shown
 from zfsfs.store import Store
+
+if TYPE_CHECKING:
+    from zfsfs.fs.building import Builders, Run
 
 BUILDS, RESULTS, CACHES = b"builds", b"results", b"caches"
 
@@ -51,11 +55,21 @@ class Tree:
         self._lingering: set[Area] = set()  # of builds and results that are gone, with handles that are open
         self.sessions = Sessions(store, self.table, linger, self.holders_of, tell, users)
         self.device = -1
+        self.builders: Builders | None = None
         self._state: View | None = None
 
     async def start(self) -> None:
         """What is needed before the first request."""
-        self._state = await trio.to_thread.run_sync(lambda: self.store.driver.view(Dataset("state"), writable=False))
+        self._state = await trio.to_thread.run_sync(lambda: self.store.driver.view(Dataset("state"), writable=True))
+
+    def state(self, name: str) -> int:
+        """A directory of our own in the store's state, as a descriptor that belongs to the caller. Raises OSError."""
+        if self._state is None:
+            raise stale()
+        with suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=self._state.fd)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(name, flags, dir_fd=self._state.fd)
 
     # Names.
 
@@ -150,13 +164,18 @@ class Tree:
                 await self.ready(base)
             if not permits(base.fd, READ, caller.uid, caller.groups()):
                 raise Refused(f"user {caller.uid} may not read the result {build.base}", errno.EACCES)
-        info = await self.store.builds.start(build, (caller.uid, caller.gid), mode)
+        user = caller
+        if build.builder:
+            if self.builders is None:
+                raise Missing(f"there is no builder {build.builder}")
+            user = self.builders.user(build.builder, caller)
+        info = await self.store.builds.start(build, (user.uid, user.gid), mode)
         area = Area(self.table, BuildPlace(build, info.created, caller.uid))
         try:
             with trio.CancelScope(shield=True):
                 view = await trio.to_thread.run_sync(lambda: self.store.driver.view(info.dataset, writable=True))
             area.attach(view)
-            self._give_root(view.fd, caller)
+            self._give_root(view.fd, user)
         except BaseException:
             _let_go(area)
             with trio.CancelScope(shield=True):
@@ -164,6 +183,8 @@ class Tree:
             raise
         self.table.hold(area.root)
         self.builds[build.id] = area
+        if self.builders is not None and build.builder:
+            self.builders.begin(area, build.builder, user, caller, info.guid)
         return area
 
     @staticmethod
@@ -177,6 +198,9 @@ class Tree:
     async def rmdir(self, group: bytes, name: bytes) -> None:
         """Discard a build or session, delete a result or cache."""
         area = self.find(group, name)
+        if isinstance(area.place, BuildPlace) and area.place.run is not None and area.place.run.ended is None:
+            self._cancel(area, area.place, area.place.run)
+            return
         await _not_native(area)
         if group == BUILDS:
             await self._discard_build(area)
@@ -195,6 +219,8 @@ class Tree:
             raise InvalidName(f"build {build.name.id} can only be published as results/{build.name.id}")
         if self.store.builds.result(target) is not None:
             raise Exists(f"there is a result {target} already")
+        if build.run is not None and not build.run.success:
+            raise Busy(f"build {target} is its builder's to publish")
         await _not_native(area)
         # RELEASE comes after close(2) has returned.
         with trio.move_on_after(DRAIN):
@@ -213,6 +239,19 @@ class Tree:
         self._results[target] = area
         area.on_forgotten = self._result_forgotten
         self.table.closed(area.root)
+
+    def _cancel(self, area: Area, build: BuildPlace, run: Run) -> None:
+        """Answered before the builder has ended: the kernel holds the lock of builds/ until the answer."""
+        build.cancelled = True
+        del self.builds[build.name.id]
+        self.users.give(BUILD, build.uid)
+        self._lingering.add(area)
+        run.cancel()
+
+    async def discard_cancelled(self, area: Area) -> None:
+        """The builder of a build whose directory was removed has ended."""
+        self._lingering.discard(area)
+        await self._discard_build(area)
 
     async def _discard_build(self, area: Area) -> None:
         build = _build(area)

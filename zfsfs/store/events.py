@@ -23,7 +23,7 @@ class Outcome(enum.Enum):
 class Event:
     """One thing that happened: when, of which kind, to what, as a sentence, and in detail.
 
-    Kinds: build-started, published, discarded, deleted, cache-created, opened, released, cache-deleted, postponed,
+    Kinds: build-started, published, discarded, builder-started, builder-ended, deleted, cache-created, opened, released, cache-deleted, postponed,
     destroyed, recovered, warning.
     """
 

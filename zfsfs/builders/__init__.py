@@ -1,0 +1,1 @@
+"""Commands that the daemon runs: their supervision, what they print, what they may use."""

@@ -1,0 +1,153 @@
+"""A builder's command under supervision, from the daemon: start it, cancel it, learn how it ended; and what a daemon
+that died left running.
+
+Guarantees: `supervise` returns when nothing of the command is left, whatever ended it. A record of what runs lies
+in the store while it does, so the next daemon finds and ends what this one could not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
+import trio
+
+from zfsfs.builders import cgroups, supervisor
+from zfsfs.builders.supervisor import Ended, Job
+
+log = logging.getLogger(__name__)
+
+#: Seconds that a supervisor has for ending by itself what it has started, beyond the grace.
+_PATIENCE = 10.0
+_PROGRAM = os.path.abspath(supervisor.__file__)
+
+
+class Records:
+    """What runs, as files in a directory of the store (a descriptor that this owns)."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def add(self, name: str, pid: int, cgroup: str | None, grace: float) -> None:
+        """Remember a supervisor. Raises OSError."""
+        text = json.dumps({"pid": pid, "start": _started(pid), "cgroup": cgroup, "grace": grace})
+        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=self._fd)
+        with os.fdopen(fd, "w") as file:
+            file.write(text)
+
+    def remove(self, name: str) -> None:
+        """It has ended."""
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self._fd)
+
+    def end_all(self) -> list[str]:
+        """End what the records tell of, and forget it. Blocks. Returns the names of those that still ran."""
+        found = []
+        for name in os.listdir(self._fd):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                with os.fdopen(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd), "r") as file:
+                    record = json.load(file)
+                if _end(record["pid"], record["start"], record["cgroup"], float(record["grace"])):
+                    found.append(name)
+            self.remove(name)
+        return found
+
+    def close(self) -> None:
+        """Let go of the directory."""
+        os.close(self._fd)
+
+
+def _started(pid: int) -> int:
+    """When a process was started (proc(5), field 22): with the pid it says which process that is."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[19])
+    except OSError:
+        return -1
+
+
+def _end(pid: int, start: int, cgroup: str | None, grace: float) -> bool:
+    running = False
+    with suppress(ProcessLookupError):
+        process = os.pidfd_open(pid)
+        try:
+            if _started(pid) == start:
+                running = True
+                # It has lost its daemon, and is ending what it has started.
+                poll = select.poll()
+                poll.register(process, select.POLLIN)
+                if not poll.poll((grace + _PATIENCE) * 1000):
+                    signal.pidfd_send_signal(process, signal.SIGKILL)
+        finally:
+            os.close(process)
+    if cgroup is not None and os.path.isdir(cgroup):
+        running = cgroups.populated(cgroup) or running
+        cgroups.kill(cgroup)
+        cgroups.remove(cgroup)
+    return running
+
+
+async def supervise(job: Job, name: str, records: Records, cancelled: trio.Event) -> Ended:
+    """Run a job to its end; with `cancelled` or the cancellation of the task, that is soon."""
+    job.cgroup = await trio.to_thread.run_sync(cgroups.make, f"zfsfs-build-{name}")
+    command = [sys.executable, "-I", _PROGRAM]
+    begun = time.monotonic()
+    try:
+        process = await trio.lowlevel.open_process(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, pass_fds=(job.log,),
+            start_new_session=True, cwd="/",
+        )  # fmt: skip
+    except OSError as failure:
+        _forget(job)
+        return Ended(reason=f"{job.command[0]} can't be started: {failure}")
+    ended = Ended(reason="its supervisor was killed")
+    with trio.CancelScope(shield=True):
+        try:
+            records.add(name, process.pid, job.cgroup, job.grace)
+            ended = await _until_ended(process, job, cancelled)
+        except (OSError, trio.BrokenResourceError, ValueError) as failure:
+            ended = Ended(reason=f"it could not be supervised: {failure}", duration=time.monotonic() - begun)
+        finally:
+            assert process.stdin is not None
+            await process.stdin.aclose()  # with it the supervisor ends, if it has not yet
+            await process.wait()
+            await trio.to_thread.run_sync(_forget, job)
+            records.remove(name)
+    return ended
+
+
+async def _until_ended(process: trio.Process, job: Job, cancelled: trio.Event) -> Ended:
+    stdin, stdout = process.stdin, process.stdout
+    assert stdin is not None
+    assert stdout is not None
+    await stdin.send_all(json.dumps(dataclasses.asdict(job)).encode() + b"\n")
+    answer = b""
+    async with trio.open_nursery() as nursery:
+
+        async def cancel() -> None:
+            await cancelled.wait()
+            with suppress(trio.BrokenResourceError):
+                await stdin.send_all(b"cancel\n")
+
+        nursery.start_soon(cancel)
+        async for data in stdout:
+            answer += data
+        nursery.cancel_scope.cancel()
+    if not answer:
+        return Ended(reason="its supervisor was killed")
+    return Ended(**json.loads(answer))
+
+
+def _forget(job: Job) -> None:
+    if job.cgroup is not None:
+        if cgroups.populated(job.cgroup):
+            cgroups.kill(job.cgroup)
+        cgroups.remove(job.cgroup)

@@ -1,0 +1,287 @@
+"""Builds that a builder does: `mkdir builds/BUILDER+ID[@BASE]`, and the result appears.
+
+Guarantees
+- A build ends by the same verbs that a person would use: its builder's success is a rename to results/ID and its
+  failure a rmdir, through the mount. So every name in the kernel is right and inotify tells of both.
+- Nothing of a builder runs any more when its build has ended.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pwd
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import trio
+
+from zfsfs.builders.running import Records, supervise
+from zfsfs.builders.supervisor import Ended, Job
+from zfsfs.config import Builder, CacheUse, Publish
+from zfsfs.errors import Busy, Exists, Missing, ZfsfsError
+from zfsfs.fs.area import Area
+from zfsfs.fs.logs import Logs
+from zfsfs.fs.passthrough import Caller
+from zfsfs.fs.places import BuildPlace
+from zfsfs.fs.tree import BUILDS, Tree
+from zfsfs.fs.waiting import Ends
+from zfsfs.names import SessionName
+
+log = logging.getLogger(__name__)
+
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(eq=False, slots=True)
+class Run:
+    """A builder at work on a build. `ended` says how, once nothing of it is left."""
+
+    area: Area
+    builder: Builder
+    user: Caller
+    guid: int
+    cancelled: trio.Event = field(default_factory=trio.Event)
+    ended: Ended | None = None
+    failure: str = ""
+
+    def cancel(self) -> None:
+        """End it soon."""
+        self.cancelled.set()
+
+    @property
+    def success(self) -> bool:
+        """Whether it has ended well, and its build is to be published."""
+        return self.ended is not None and self.ended.success and not self.failure
+
+
+class Builders:
+    """See the module. `mountpoint` is where the daemon's own requests go."""
+
+    def __init__(
+        self, tree: Tree, builders: Mapping[str, Builder], mountpoint: str, ends: Ends, logs: Logs, records: Records
+    ) -> None:
+        self._tree = tree
+        self._builders = builders
+        self._mountpoint = mountpoint
+        self._ends = ends
+        self._logs = logs
+        self._records = records
+        self._runs: set[Run] = set()
+        self._idle = trio.Event()
+        self._closing = False
+        self.nursery: trio.Nursery
+
+    def user(self, name: str, caller: Caller) -> Caller:
+        """As whom a builder runs for a caller. Raises Missing: there is no such builder; Busy."""
+        builder = self._builders.get(name)
+        if builder is None:
+            raise Missing(f"there is no builder {name}")
+        if self._closing:
+            raise Busy("the daemon is ending")
+        uid = caller.uid if builder.user is None else builder.user
+        gid = caller.gid
+        if builder.user is not None:
+            with suppress(KeyError):
+                gid = pwd.getpwuid(uid).pw_gid
+        return Caller(uid, gid if builder.group is None else builder.group)
+
+    def begin(self, area: Area, name: str, user: Caller, caller: Caller, guid: int) -> None:
+        """Set a builder to work on a build that has just begun."""
+        run = Run(area, self._builders[name], user, guid)
+        place = _place(area)
+        place.run = run
+        self._runs.add(run)
+        # At its end the log is the caller's, whoever runs the command.
+        self.nursery.start_soon(self._run, run, (caller.uid, caller.gid))
+
+    async def _run(self, run: Run, owner: tuple[int, int]) -> None:
+        place = _place(run.area)
+        ident = place.name.id
+        try:
+            run.ended = await self._work(run, owner)
+            self._tell(run)
+            with trio.CancelScope(shield=True):
+                await self._finish(run)
+        except (ZfsfsError, OSError) as failure:
+            log.exception("build %s could not be ended", ident)
+            self._tree.store.events.append("warning", str(ident), f"build {ident} could not be ended: {failure}")
+        finally:
+            self._ends.details.pop(ident, None)
+            self._runs.discard(run)
+            if not self._runs:
+                self._idle.set()
+                self._idle = trio.Event()
+
+    async def _work(self, run: Run, owner: tuple[int, int]) -> Ended:
+        place, builder = _place(run.area), run.builder
+        ident = place.name.id
+        try:
+            fd = self._logs.create(ident, run.guid, owner)
+        except OSError as failure:
+            return Ended(reason=f"its output can't be kept: {failure.strerror}")
+        opened: list[tuple[CacheUse, Area]] = []
+        try:
+            environment = self._environment(run)
+            try:
+                for use in builder.caches:
+                    area = await self._open(use, run)
+                    opened.append((use, area))
+                    name = use.variable or f"ZFSFS_CACHE_{use.name.name.decode('utf-8', 'surrogateescape').upper()}"
+                    environment[name] = self._path(area.place.path())
+            except (ZfsfsError, OSError) as failure:
+                return Ended(reason=f"cache {use.name} can't be opened: {failure}")
+            job = Job(
+                command=self._command(run), directory=self._path(place.path()), environment=environment,
+                log=fd, log_size=builder.log_size, user=_identity(run.user), time_limit=builder.time_limit,
+                grace=builder.kill_grace, limits=dict(builder.limits),
+            )  # fmt: skip
+            self._tree.store.events.append(
+                "builder-started", str(ident), f"builder {place.name.builder} works on {ident}"
+            )
+            ended = await supervise(job, str(run.guid), self._records, run.cancelled)
+        finally:
+            os.close(fd)
+            for _, area in opened:
+                area.closed(writing=False)
+        for use, area in opened:
+            await self._close(use, area, ended.success)
+        return ended
+
+    def _path(self, path: bytes) -> str:
+        return os.path.join(self._mountpoint, os.fsdecode(path))
+
+    def _command(self, run: Run) -> list[str]:
+        name = _place(run.area).name
+        values = {
+            "{directory}": [self._path(_place(run.area).path())],
+            "{id}": [str(name.id)],
+            "{base}": [str(name.base or "")],
+            "{command}": list(run.builder.command),
+        }
+        sandbox = list(run.builder.sandbox)
+        if not sandbox:
+            return values["{command}"]
+        if "{command}" not in sandbox:
+            sandbox.append("{command}")
+        return [word for each in sandbox for word in values.get(each, [each])]
+
+    def _environment(self, run: Run) -> dict[str, str]:
+        name = _place(run.area).name
+        found = {"PATH": _PATH, "HOME": "/"}
+        with suppress(KeyError):
+            entry = pwd.getpwuid(run.user.uid)
+            found |= {"HOME": entry.pw_dir, "USER": entry.pw_name, "LOGNAME": entry.pw_name}
+        found |= {
+            "ZFSFS_ID": str(name.id),
+            "ZFSFS_BASE": str(name.base or ""),
+            "ZFSFS_BUILD": self._path(_place(run.area).path()),
+        }
+        return found | dict(run.builder.environment)
+
+    async def _open(self, use: CacheUse, run: Run) -> Area:
+        sessions, owner = self._tree.sessions, (run.user.uid, run.user.gid)
+        label = use.label.replace(b"{id}", _place(run.area).name.id.name) if use.label is not None else None
+        if self._tree.store.caches.get(use.name) is None:
+            with suppress(Exists):
+                await self._tree.store.caches.create(use.name, owner, 0o755)
+        area = sessions.area(SessionName(use.name, label))
+        area.opened(writing=False)
+        try:
+            await sessions.begin(area, run.user.uid)
+        except BaseException:
+            area.closed(writing=False)
+            raise
+        return area
+
+    async def _close(self, use: CacheUse, area: Area, success: bool) -> None:
+        if use.publish is Publish.ALWAYS or (use.publish is Publish.ON_SUCCESS and success):
+            return  # it publishes itself
+        path = area.place.path()
+        if b"@" in path:
+            await self._by_path(lambda root: os.rmdir(path, dir_fd=root))
+
+    def _tell(self, run: Run) -> None:
+        """Say how it ended, before the build does."""
+        place, ended = _place(run.area), run.ended
+        assert ended is not None
+        ident, builder = place.name.id, place.name.builder
+        if ended.success:
+            how = "has succeeded"
+        elif ended.reason:
+            how = f"has failed: {ended.reason}"
+        else:
+            how = f"has failed: signal {ended.signal}" if ended.signal else f"has failed: exit code {ended.exit}"
+        line: dict[str, Any] = {
+            "builder": builder, "exit": ended.exit, "signal": ended.signal, "reason": ended.reason,
+            "duration": ended.duration,
+        }  # fmt: skip
+        if not ended.success:
+            line["outcome"] = "cancelled" if ended.reason == "cancelled" else "failed"
+        self._ends.details[ident] = line
+        self._tree.store.events.append("builder-ended", str(ident), f"builder {builder} on {ident} {how}")
+
+    async def _finish(self, run: Run) -> None:
+        place = _place(run.area)
+        old, ident = b"builds/" + bytes(place.name), place.name.id
+        if place.cancelled:
+            await self._tree.discard_cancelled(run.area)
+            return
+        if run.success:
+            try:
+                await self._by_path(
+                    lambda root: os.rename(old, b"results/" + ident.name, src_dir_fd=root, dst_dir_fd=root),
+                    lambda: self._tree.publish(bytes(place.name), ident.name),
+                )
+                return
+            except (ZfsfsError, OSError) as failure:
+                run.failure = f"it can't be published: {failure}"
+                self._ends.details[ident] |= {"outcome": "failed", "reason": run.failure}
+                self._tree.store.events.append("warning", str(ident), f"build {ident} can't be published: {failure}")
+        await self._by_path(
+            lambda root: os.rmdir(old, dir_fd=root), lambda: self._tree.rmdir(BUILDS, bytes(place.name))
+        )
+
+    async def _by_path(self, verb: Callable[[int], None], directly: Callable[[], Any] | None = None) -> None:
+        """Do something through the mount; where that is not to be reached any more, on the tree. Raises OSError."""
+
+        def through() -> bool:
+            try:
+                root = os.open(self._mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError:
+                return False
+            try:
+                if os.fstat(root).st_dev != self._tree.device:
+                    return False
+                verb(root)
+                return True
+            finally:
+                os.close(root)
+
+        # In a thread: it is we who answer.
+        if not await trio.to_thread.run_sync(through, abandon_on_cancel=True) and directly is not None:
+            await directly()
+
+    async def close(self) -> None:
+        """The end: cancel all, and wait until nothing of them is left."""
+        self._closing = True
+        for run in self._runs:
+            run.cancel()
+        while self._runs:
+            await self._idle.wait()
+
+
+def _identity(user: Caller) -> tuple[int, int, list[int]] | None:
+    if os.geteuid() != 0:
+        return None
+    groups = [user.gid]
+    with suppress(KeyError):
+        groups = os.getgrouplist(pwd.getpwuid(user.uid).pw_name, user.gid)
+    return user.uid, user.gid, groups
+
+
+def _place(area: Area) -> BuildPlace:
+    assert isinstance(area.place, BuildPlace)
+    return area.place

@@ -11,7 +11,6 @@ import os
 import random
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -28,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--round", type=int, required=True)
     parser.add_argument("--seed", required=True)
-    parser.add_argument("--longest", type=float, default=10.0, help="seconds of load before the cut, at most")
+    parser.add_argument("--longest", type=float, default=60.0, help="seconds of load before the cut, at most")
     parser.add_argument("--last", action="store_true", help="only look, and unmount")
     options = parser.parse_args()
     tree = Path("/run/torture")
@@ -51,9 +50,9 @@ def main() -> None:
     if verdict.losses or options.last:
         return
     load = Load(tree, verdict.state, options.seed, options.round, journal)
-    seconds = random.Random(f"{options.seed}/{options.round}/cut").uniform(0.5, options.longest)
     load.start()
-    threading.Timer(seconds, lambda: journal.line("cut")).start()
+    journal.wait(random.Random(f"{options.seed}/{options.round}/cut"), options.longest)
+    journal.line("cut")
     time.sleep(600)  # the power goes before
 
 

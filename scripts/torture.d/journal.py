@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import random
 import struct
 import sys
 import termios
@@ -17,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+_MOST_LINES = 40
+
 
 class Journal:
     """Lines from several threads. `settle` waits until those written so far are where they can't be lost."""
@@ -24,10 +27,19 @@ class Journal:
     def __init__(self, write: Callable[[str], None], settle: Callable[[], None] = lambda: None) -> None:
         self._write, self.settle = write, settle
         self._lock = threading.Lock()
+        self._count = 0
 
     def line(self, kind: str, **fields: object) -> None:
         with self._lock:
             self._write(json.dumps({"kind": kind, **fields}) + "\n")
+            self._count += 1
+
+    def wait(self, chance: random.Random, longest: float) -> None:
+        """Until a random instant: after some lines, however long they take on this machine, and a moment."""
+        lines, end = self._count + chance.randint(0, _MOST_LINES), time.monotonic() + longest
+        while self._count < lines and time.monotonic() < end:
+            time.sleep(0.02)
+        time.sleep(chance.uniform(0, 0.5))
 
 
 def on_stdout() -> Journal:

@@ -31,7 +31,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("store", help="an empty directory, or a dataset that is made and destroyed")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no more rounds after this")
-    parser.add_argument("--longest", type=float, default=3.0, help="seconds of load before a kill, at most")
+    parser.add_argument("--longest", type=float, default=30.0, help="seconds of load before a kill, at most")
     parser.add_argument("--starting", type=float, default=1.0, help="seconds that a start takes, about")
     parser.add_argument("--seed", default="1")
     return parser.parse_args()
@@ -82,10 +82,11 @@ class Torture:
         if self.losses:
             return
         lines: list[str] = []
-        load = Load(self._tree, self._state, self._options.seed, self.kills, Journal(lines.append))
+        journal = Journal(lines.append)
+        load = Load(self._tree, self._state, self._options.seed, self.kills, journal)
         pid = json.loads((self._tree / ".zfsfs" / "status.json").read_text())["pid"]
         load.start()
-        time.sleep(self._chance.uniform(0.05, self._options.longest))
+        journal.wait(self._chance, self._options.longest)
         kill(pid)
         self.kills += 1
         print(f"kill {self.kills}, {self.checks} checks, {self._state.operations} operations", flush=True)

@@ -424,33 +424,6 @@ class StoreSuite:
         assert stranger in driver.list()
         driver.destroy(stranger)
 
-    @pytest.mark.parametrize("crash", range(8))
-    @pytest.mark.parametrize("others", [0, 2])
-    async def test_start_up_completes_obuilders_own_swap(
-        self, store: Store, driver: Driver, crash: int, others: int
-    ) -> None:
-        await filled(store, "old")
-        sessions = [Dataset("cache-tmp", f"{100 + number}-c-npm") for number in range(others + 1)]
-        for each in sessions:
-            driver.clone(Snapshot(MAIN, "snap"), each)
-        new, gone = sessions[0], Dataset("cache-tmp", "99-c-npm")
-        write(driver, new, "new")
-        calls = [
-            lambda: driver.rename(MAIN, gone),
-            lambda: driver.promote(new),
-            lambda: driver.destroy(gone),
-            lambda: driver.rename_snapshot(Snapshot(new, "snap"), "old-0"),
-            lambda: driver.destroy_snapshot(Snapshot(new, "old-0"), defer=True),
-            lambda: driver.snapshot(Snapshot(new, "snap")),
-            lambda: driver.rename(new, MAIN),
-        ]
-        for call in calls[:crash]:
-            call()
-        again = await restarted(store)
-        assert published(driver) == ("new" if crash >= 2 else "old")
-        assert temporary(driver) == []
-        await finish(again)
-
     async def test_a_cache_that_is_a_clone_of_something_in_cache_tmp_is_kept(
         self, store: Store, driver: Driver
     ) -> None:

@@ -157,9 +157,9 @@ class _Plan:
         self.kept.add(whole.dataset)
         text = f"{whole.dataset} is all that there is of cache {name}: it is to become the cache again"
         count = str(generation(whole) + 1)
-        # A crash between the two: the same again. After them: (5).
-        self.actions.append(Action(SetProperty(whole.dataset, GENERATION, count), text, name))
+        # The snapshot first: each call leads on, however often we are cut off. After it: (5), counted or not.
         self.actions.append(Action(TakeSnapshot(Snapshot(whole.dataset, NEXT)), text, name))
+        self.actions.append(Action(SetProperty(whole.dataset, GENERATION, count), text, name))
         text = f"{whole.dataset} becomes {cache(name)}"
         self.actions.append(Action(Rename(whole.dataset, cache(name)), text, name))
 

@@ -38,6 +38,11 @@ def shown(name: bytes) -> str:
     return repr(text) if not text.isprintable() or text != text.strip() or not text else text
 
 
+def one_line(text: str) -> str:
+    """A text that may hold anything as it is safe to print on one line, whoever wrote parts of it."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 def _file_name(name: bytes, what: str) -> bytes:
     if len(name) > NAME_MAX:
         raise InvalidName(f"{what} has {len(name)} bytes; {NAME_MAX} is the most", errno.ENAMETOOLONG)

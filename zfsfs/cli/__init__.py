@@ -6,12 +6,14 @@ Each command stands in a module with others of its kind, and is added to the par
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import NoReturn
 
 from zfsfs.cli import building, mounted, mounting, native, resting, who
 from zfsfs.cli.parsing import Parser, split
 from zfsfs.errors import ZfsfsError
+from zfsfs.names import one_line
 
 _EPILOG = """\
 STORE is a ZFS dataset (tank/ci), or a path that begins with '/' or '.' and names a directory for a store
@@ -42,12 +44,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         options.run(options)
         code = 0
     except ZfsfsError as error:
-        print(f"zfsfs: {error}", file=sys.stderr)
+        print(f"zfsfs: {one_line(str(error))}", file=sys.stderr)
         code = error.exit_code
     except BrokenPipeError:
         code = 1
     except OSError as error:
-        print(f"zfsfs: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
+        about = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes) else ""
+        print(f"zfsfs: {one_line(f'{error.strerror or error}{about}')}", file=sys.stderr)
         code = 1
     except KeyboardInterrupt:
         code = 130

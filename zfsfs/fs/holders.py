@@ -219,7 +219,9 @@ def sends(leaves: frozenset[bytes]) -> list[Holder]:
             continue
         for word in words[2:]:
             dataset, at, _ = word.partition(b"@")
-            if at and dataset.rpartition(b"/")[2] in leaves:
+            leaf = dataset.rpartition(b"/")[2]
+            # What was given up has the beginning of its former name.
+            if at and (leaf in leaves or leaf[:32].strip() in leaves):
                 found.append(_Process(pid).holder("zfs send", at=word))
                 break
     return found

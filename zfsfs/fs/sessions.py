@@ -22,7 +22,7 @@ from zfsfs.fs.nodes import NodeTable, stale
 from zfsfs.fs.passthrough import error
 from zfsfs.fs.places import CachePlace, SharedCache
 from zfsfs.fs.users import SESSION, Users
-from zfsfs.names import CacheName, SessionName
+from zfsfs.names import CacheName, SessionName, cache
 from zfsfs.store import Outcome, Session, Store
 
 log = logging.getLogger(__name__)
@@ -146,6 +146,7 @@ class Sessions:
     async def _keep(self, area: Area) -> None:
         """Close the session when its last holder has gone."""
         place = _place(area)
+        said = ""
         while place.session is not None:
             await area.until(lambda: not area.opens)
             if not place.discarded and await self._is_held(area):
@@ -153,8 +154,13 @@ class Sessions:
             try:
                 await self.close(area)
             except (ZfsfsError, OSError) as failure:
-                log.warning("session %s can't be closed, it stays open: %s", place.name, failure)
-                self._store.events.append("warning", str(place.name), f"can't be closed yet: {failure}")
+                # What is published has to move, so whoever holds that is in the way.
+                busy = isinstance(failure, Busy)
+                who = await self._store.explain(cache(place.name.cache)) if busy else ""
+                text = f"{place.name} can't be closed yet: {failure}" + (f": {who}" if who else "")
+                if text != said:
+                    self._store.events.append("warning", str(place.name), text)
+                said = text
                 await trio.sleep(RETRY)
 
     async def _is_held(self, area: Area) -> bool:

@@ -25,6 +25,7 @@ class Store:
 
     def __init__(self, driver: Driver, *, clock: Callable[[], float] = time.time, explain: Explain = nobody) -> None:
         self.driver = driver
+        self.explain = explain
         self.events = EventLog(clock)
         self.reaper = Reaper(driver, self.events, explain)
         self._numbers = Numbers()

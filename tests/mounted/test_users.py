@@ -64,6 +64,22 @@ def opened_by(uid: int, path: Path) -> Iterator[Callable[[], None]]:
         end()
 
 
+@contextmanager
+def running(command: list[str]) -> Iterator[Callable[[], None]]:
+    """A command that prints a line when it is ready and ends with its input; the function ends it."""
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"x\n"
+
+        def end() -> None:
+            assert process.stdin is not None
+            process.stdin.close()
+            process.wait()
+
+        yield end
+
+
 @pytest.fixture
 def build(tree: Mounted) -> Iterator[Path]:
     """A running build of Anne's."""
@@ -203,6 +219,38 @@ def test_who_reads_holds_up_no_removal(tree, result):
         assert not result.exists()
         end()
     tree.closed()
+
+
+@pytest.mark.parametrize("how", ["a handle", "a working directory", "a mount"])
+def test_who_may_only_read_a_cache_keeps_nobody_from_publishing_or_deleting(tree, cache, how):
+    """Bert keeps the shared session open, and sees his version to its end."""
+    if how == "a handle":
+        holding = opened_by(BERT, cache)
+    else:
+        script = "cd" if how == "a working directory" else "mount --bind"
+        box = [] if script == "cd" else ["unshare", "-Urm"]
+        command = ["setpriv", f"--reuid={BERT}", f"--regid={BERT}", "--clear-groups", *box]
+        target = "" if script == "cd" else "/mnt"
+        holding = running([*command, "sh", "-c", f"{script} '{cache}' {target} && echo x && read x"])
+    with holding as end:
+        assert anne(lambda: (cache / "file").write_text("second")) == ""
+        assert tree.outcome("c") == "published"
+        assert (cache / "file").read_text() == "second"
+        assert anne(lambda: os.rmdir(cache)) == ""
+        assert os.listdir(tree / "caches") == []
+        end()
+    tree.closed()
+
+
+def test_who_may_write_keeps_a_session_open(tree, cache):
+    os.chmod(cache, 0o757)
+    with opened_by(BERT, cache):
+        assert anne(lambda: (cache / "file").write_text("second")) == ""
+        with failing(errno.EBUSY):
+            os.rmdir(cache)
+        tree.closed(1)
+        assert len(tree.status()["sessions"]) == 1
+    assert tree.outcome("c") == "published"
 
 
 def test_a_user_has_so_many_builds_and_sessions(unmounted):

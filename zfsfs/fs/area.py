@@ -20,6 +20,7 @@ from zfsfs.driver import View
 from zfsfs.fs.nodes import Node, NodeTable, stale
 
 if TYPE_CHECKING:
+    from zfsfs.fs.passthrough import Caller
     from zfsfs.fs.places import Place
 
 
@@ -52,6 +53,8 @@ class Area:
         self.pinned: set[Node] = set()
         self.opens = 0
         self.writers = 0
+        self.guests = 0  # of those that are open: of users who may only read here
+        self.is_guest: Callable[[Caller], bool] | None = None
         self.on_forgotten: Callable[[Area], None] | None = None
         self.held: Holding | None = None
         # Changed natively, behind our back: nothing may be changed through us or kept by the kernel meanwhile.
@@ -69,17 +72,24 @@ class Area:
             raise stale()
         return self.view.fd
 
-    def opened(self, writing: bool) -> None:
+    def opened(self, writing: bool, guest: bool = False) -> None:
         """A handle beneath was opened."""
         self.opens += 1
         self.writers += writing
+        self.guests += guest
         self._stir()
 
-    def closed(self, writing: bool) -> None:
+    def closed(self, writing: bool, guest: bool = False) -> None:
         """A handle beneath was closed."""
         self.opens -= 1
         self.writers -= writing
+        self.guests -= guest
         self._stir()
+
+    @property
+    def keepers(self) -> int:
+        """The open handles that keep a session open: a guest keeps others' changes from nobody."""
+        return self.opens - self.guests if self.changed else self.opens
 
     def _stir(self) -> None:
         self._stirred.set()

@@ -50,6 +50,7 @@ class Holder:
     at: bytes = b""
     namespace: int = 0
     container: str = ""
+    groups: frozenset[int] = frozenset()
 
     def __str__(self) -> str:
         inside = f" in container {self.container[:12]}" if self.container else ""
@@ -93,7 +94,7 @@ def mounts_in(mountinfo: bytes, wanted: Wanted) -> Iterator[Mount]:
     for line in mountinfo.splitlines():
         before, _, after = line.partition(b" - ")
         fields, kind = before.split(b" "), after.split(b" ")
-        if len(fields) < 5 or len(kind) < 2:
+        if len(fields) < 5 or len(kind) < 2 or not re.fullmatch(rb"\d{1,9}:\d{1,9}", fields[2]):
             continue
         major, _, minor = fields[2].partition(b":")
         device = os.makedev(int(major), int(minor))
@@ -128,10 +129,14 @@ class _Process:
 
     def holder(self, what: str, **more: Any) -> Holder:
         if self._known is None:
-            uid = re.search(rb"^Uid:\s+\d+\s+(\d+)", read_proc(f"/proc/{self._pid}/status"), re.MULTILINE)
+            status = read_proc(f"/proc/{self._pid}/status")
+            uid = re.search(rb"^Uid:\s+\d+\s+(\d+)", status, re.MULTILINE)
+            gids = re.findall(rb"^(?:Gid:\s+\d+\s+(\d+)|Groups:[ \t]*(.*))", status, re.MULTILINE)
+            groups = frozenset(int(gid) for found in gids for text in found for gid in text.split())
             command = shown(read_proc(f"/proc/{self._pid}/comm").removesuffix(b"\n") or b"?")
             container = container_of(read_proc(f"/proc/{self._pid}/cgroup"))
-            self._known = Holder(self._pid, int(uid[1]) if uid else -1, command, what, container=container)
+            owner = int(uid[1]) if uid else -1
+            self._known = Holder(self._pid, owner, command, what, container=container, groups=groups)
         return replace(self._known, what=what, **more)
 
 
@@ -144,7 +149,8 @@ def holders(wanted: Wanted, *, thorough: bool = False, pids: Iterable[int] | Non
     """All holders of anything that is wanted, but ourselves: by working and root directory and by mounts, and when
     `thorough` by executables, open files and mappings, too."""
     found: list[Holder] = []
-    namespaces: set[int] = set()
+    namespaces: dict[int, list[Mount]] = {}
+    seen: set[tuple[int, int]] = set()
     for pid in processes() if pids is None else pids:
         process = _Process(pid)
         found += _by_reference(pid, process, wanted, PLACES | _EXECUTABLE if thorough else PLACES)
@@ -152,12 +158,15 @@ def holders(wanted: Wanted, *, thorough: bool = False, pids: Iterable[int] | Non
             found += _by_open_file(pid, process, wanted)
             found += _by_mapping(pid, process, wanted)
         try:
-            namespace = os.stat(f"/proc/{pid}/ns/mnt").st_ino
+            namespace, uid = os.stat(f"/proc/{pid}/ns/mnt").st_ino, os.stat(f"/proc/{pid}").st_uid
         except OSError:
             continue
         if namespace not in namespaces:
-            namespaces.add(namespace)
-            for mount in mounts_in(read_proc(f"/proc/{pid}/mountinfo"), wanted):
+            namespaces[namespace] = list(mounts_in(read_proc(f"/proc/{pid}/mountinfo"), wanted))
+        # A process for each user: who holds something may depend on what a user may do with it.
+        if namespaces[namespace] and (namespace, uid) not in seen:
+            seen.add((namespace, uid))
+            for mount in namespaces[namespace]:
                 what = "native mount" if mount.native else "mount"
                 found.append(process.holder(what, path=mount.path, at=mount.at, namespace=namespace))
     return found

@@ -61,6 +61,7 @@ class FileHandle:
     writing: bool
     append: bool = False
     uid: int = 0
+    guest: bool = False
     direct: bool = False  # the kernel keeps nothing of what is read by it
 
 
@@ -73,6 +74,7 @@ class DirectoryHandle:
     node: Node
     names: list[bytes] = field(default_factory=list)
     uid: int = 0
+    guest: bool = False
 
 
 def error(number: int) -> OSError:
@@ -340,7 +342,8 @@ class Passthrough:
             fd = os.open(path, _flags(flags, readable=False))
         if flags & os.O_TRUNC and caller.uid:
             _clear_set_id(fd)
-        handle = FileHandle(fd, node, writing, uid=caller.uid, direct=node.area.frozen)
+        guest = not writing and _is_guest(node.area, caller)
+        handle = FileHandle(fd, node, writing, uid=caller.uid, guest=guest, direct=node.area.frozen)
         if handle.direct:
             self.table.pin(node)  # its name may go any time
         return self._opened(handle)
@@ -348,7 +351,7 @@ class Passthrough:
     def _opened(self, handle: FileHandle) -> FileHandle:
         self.handles[handle.fd] = handle
         handle.node.opens += 1
-        handle.node.area.opened(handle.writing)
+        handle.node.area.opened(handle.writing, handle.guest)
         return handle
 
     def kept(self, area: Area) -> int:
@@ -401,7 +404,7 @@ class Passthrough:
                 self.users.give(FILE, handle.uid)
             area = handle.node.area
             self.table.closed(handle.node)
-            area.closed(isinstance(handle, FileHandle) and handle.writing)
+            area.closed(isinstance(handle, FileHandle) and handle.writing, handle.guest)
 
     # Open directories.
 
@@ -411,10 +414,10 @@ class Passthrough:
             fd = os.open(
                 b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | _NOATIME, dir_fd=self.descriptors.of(node)
             )
-        handle = DirectoryHandle(fd, node, uid=caller.uid)
+        handle = DirectoryHandle(fd, node, uid=caller.uid, guest=_is_guest(node.area, caller))
         self.handles[fd] = handle
         node.opens += 1
-        node.area.opened(False)
+        node.area.opened(False, handle.guest)
         return handle
 
     async def read_names(self, handle: DirectoryHandle) -> None:
@@ -457,6 +460,10 @@ def _may_change(area: Area) -> None:
         raise error(errno.EROFS)
     if area.frozen:
         raise error(errno.EBUSY)
+
+
+def _is_guest(area: Area, caller: Caller) -> bool:
+    return caller.uid != 0 and area.is_guest is not None and area.is_guest(caller)
 
 
 def _writing(flags: int) -> bool:

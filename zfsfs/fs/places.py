@@ -71,6 +71,7 @@ class CachePlace:
     cache: SharedCache
     session: Session | None = None
     uid: int = 0  # who opened it
+    guests: dict[int, bool] = field(default_factory=dict)  # whether a user may only read here, as far as known
     discarded: bool = False
     closing: bool = False
     telling: int = 0

@@ -19,7 +19,8 @@ from zfsfs.driver import Driver, View
 from zfsfs.errors import Busy, Missing, ZfsfsError
 from zfsfs.fs.area import Area
 from zfsfs.fs.nodes import NodeTable, stale
-from zfsfs.fs.passthrough import error
+from zfsfs.fs.passthrough import Caller, error
+from zfsfs.fs.permission import WRITE, permits
 from zfsfs.fs.places import CachePlace, SharedCache
 from zfsfs.fs.users import SESSION, Users
 from zfsfs.names import CacheName, SessionName, cache
@@ -44,7 +45,7 @@ class Sessions:
         store: Store,
         table: NodeTable,
         linger: float,
-        scan: Callable[[Area], Awaitable[list[str]]],
+        scan: Callable[[Area, bool], Awaitable[list[str]]],
         tell: Callable[[bytes, list[int]], Awaitable[None]],
         users: Users,
     ) -> None:
@@ -71,7 +72,18 @@ class Sessions:
         if area is None:
             area = shared.areas[bytes(name)] = Area(self._table, CachePlace(name, shared))
             area.on_forgotten = self._forgotten
+            area.is_guest = lambda caller, area=area: self._is_guest(area, caller)
         return area
+
+    @staticmethod
+    def _is_guest(area: Area, caller: Caller) -> bool:
+        """Whether a user may read in a session and write nothing at its top: he keeps it open for himself, but keeps
+        nobody from publishing or deleting."""
+        guests = _place(area).guests
+        known = guests.get(caller.uid)
+        if known is None:
+            known = guests[caller.uid] = not permits(area.fd, WRITE, caller.uid, caller.groups())
+        return known
 
     def all(self) -> list[Area]:
         """The areas of all caches that the kernel may know, and of sessions that are being discarded."""
@@ -137,6 +149,7 @@ class Sessions:
             area.attach_anew(view)
         area.changed = False
         place.session, place.outcome = session, ""
+        place.guests.clear()
         self._table.hold(area.root)
         self.open_areas.add(area)
         self.nursery.start_soon(self._keep, area)
@@ -148,7 +161,7 @@ class Sessions:
         place = _place(area)
         said = ""
         while place.session is not None:
-            await area.until(lambda: not area.opens)
+            await area.until(lambda: not area.keepers)
             if not place.discarded and await self._is_held(area):
                 continue
             try:
@@ -168,14 +181,14 @@ class Sessions:
         place = _place(area)
 
         def somebody() -> bool:
-            return area.opens > 0 or place.discarded
+            return area.keepers > 0 or place.discarded
 
         with trio.move_on_after(self._linger):
             await area.until(somebody)
             return True
-        place.holders = await self._scan(area)
+        place.holders = await self._scan(area, not area.changed)
         if not place.holders:
-            return area.opens > 0
+            return area.keepers > 0
         with trio.move_on_after(HOLDER_PAUSE):
             await area.until(somebody)
         return True
@@ -188,7 +201,7 @@ class Sessions:
         with trio.CancelScope(shield=True):
             async with place.cache.lock:
                 session = place.session
-                if session is None or (area.opens and not force):
+                if session is None or (area.keepers and not force):
                     return
                 if area.frozen:
                     # Whoever has it natively goes on writing, whatever becomes of us: nothing of it is whole.
@@ -281,14 +294,15 @@ class Sessions:
         mine = [each for each in self.open_areas if _place(each).cache is cache]
         for area in mine:
             with trio.move_on_after(DRAIN):
-                await area.until(lambda area=area: not area.opens)  # type: ignore[misc]
-            held = [f"{area.opens} open files"] if area.opens else await self._scan(area)
+                await area.until(lambda area=area: area.opens <= area.guests)  # type: ignore[misc]
+            opens = area.opens - area.guests
+            held = [f"{opens} open files"] if opens else await self._scan(area, False)
             if held:
                 raise Busy(f"cache {name} has a session that is held by {', '.join(held)}")
         for area in mine:
             _place(area).discarded = True
             area.stir()
-            await self.close(area)
+            await self.close(area, force=area.opens == area.guests)
         async with cache.lock:
             self._drop_view(cache)
             await self._store.caches.delete(name)

@@ -22,7 +22,7 @@ from zfsfs.fs.control import FIRST_INODE
 from zfsfs.fs.holders import Holder, Wanted, holders
 from zfsfs.fs.nodes import NodeTable, stale
 from zfsfs.fs.passthrough import Caller, error
-from zfsfs.fs.permission import READ, permits
+from zfsfs.fs.permission import READ, WRITE, permits
 from zfsfs.fs.places import BuildPlace, CachePlace, ResultPlace
 from zfsfs.fs.sessions import DRAIN, Sessions
 from zfsfs.fs.troubles import Troubles
@@ -311,13 +311,17 @@ class Tree:
         """What somebody has natively."""
         return [area for area in self.areas() if area.held is not None]
 
-    async def holders_of(self, area: Area) -> list[str]:
-        """Who holds an area without an open handle."""
+    async def holders_of(self, area: Area, guests: bool) -> list[str]:
+        """Who holds an area without an open handle; with `guests`, those too who may only read in it."""
         if self.device < 0:
             return []
         wanted = Wanted(self.device)
         found = await trio.to_thread.run_sync(holders, wanted, abandon_on_cancel=True)
-        return [str(each) for each in found if self._is_in(each, area)]
+        mine = [each for each in found if self._is_in(each, area)]
+        if not guests and area.view is not None:
+            root = area.fd
+            mine = [each for each in mine if permits(root, WRITE, each.uid, each.groups)]
+        return [str(each) for each in mine]
 
     def _is_in(self, holder: Holder, area: Area) -> bool:
         if not holder.ino:

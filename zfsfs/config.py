@@ -57,6 +57,7 @@ class Builder:
     kill_grace: float = 10.0
     limits: Mapping[str, int] = field(default_factory=dict)
     log_size: int = 1 << 20
+    native: bool = True
     sandbox: tuple[str, ...] = ()
     caches: tuple[CacheUse, ...] = ()
 
@@ -79,6 +80,12 @@ class Config:
 
 
 # Values. Each raises ValueError with what was expected.
+
+
+def _yes_or_no(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
 
 
 def _text(value: object) -> str:
@@ -210,6 +217,7 @@ _BUILDER = {
     "kill-grace": _Key(_seconds, "how long SIGTERM has before SIGKILL follows (10)"),
     "limits": _Key(_limits, "resource limits as in setrlimit(2): nofile, nproc, as, fsize, cpu, ..."),
     "log-size": _Key(_log_size, "how much of its output is kept: half of it the beginning, half the end (1M)"),
+    "native": _Key(_yes_or_no, "whether it has its directory and its own caches natively, not through FUSE (true)"),
     "sandbox": _Key(
         _words,
         "what the command is run by, such as bwrap or systemd-run. Arguments that are {command}, {directory}, {id} or"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
@@ -62,6 +63,19 @@ def test_what_a_builder_makes_is_a_result(unmounted, folder):
     assert (tree / "results/one/file").read_text() == "made\n"
     assert os.listdir(tree / "builds") == []
     assert log_of(tree, "one") == f"{tree.path}/builds/sh+one\none .\nfile\n"
+
+
+def test_inotify_tells_of_a_result_that_appears(unmounted, folder):
+    tree = configured(unmounted, folder, "true")
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = libc.inotify_init1(os.O_CLOEXEC)
+    assert libc.inotify_add_watch(fd, os.fsencode(tree / "results"), 0x80) > 0  # IN_MOVED_TO
+    (tree / "builds/sh+one").mkdir()
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    assert poll.poll(60000)
+    assert os.read(fd, 4096)[16:].rstrip(b"\0") == b"one"
+    os.close(fd)
 
 
 def test_a_builder_goes_on_from_a_base(unmounted, folder):
@@ -164,7 +178,7 @@ def test_poll_tells_of_the_end(tree):
     [
         ("exec /nonexistent", "exit code 127"),
         ("kill -9 $$", "signal 9"),
-        ("rm -rf $ZFSFS_BUILD; sleep 1000", "cancelled"),
+        ("rm -rf $ZFSFS_BUILD", "exit code 1"),  # natively it is a mount point
         ("echo x > /proc/version", "exit code"),
     ],
 )
@@ -173,6 +187,13 @@ def test_bad_ends(unmounted, folder, script, why):
     (tree / "builds/sh+bad").mkdir()
     until(lambda: any(why in text for text in tree.events("builder-ended")))
     until(lambda: os.listdir(tree / "builds") == [])
+    gone(tree, "bad")
+
+
+def test_a_builder_that_removes_its_own_directory_is_cancelled(unmounted, folder):
+    tree = configured(unmounted, folder, "rm -rf $ZFSFS_BUILD; exec sleep 1000", more="native = false")
+    (tree / "builds/sh+bad").mkdir()
+    until(lambda: any("cancelled" in text for text in tree.events("builder-ended")))
     gone(tree, "bad")
 
 

@@ -114,10 +114,17 @@ class Reading:
 
 
 def tail(view: View, size: int) -> bytes:
-    """The last bytes of a log."""
-    position = view.cut(max(view.total - size, 0))
+    """The last bytes of a log, without a gap."""
+    total = view.total
+    position = max(total - size, 0)
     found = b""
-    while piece := view.read(position, size):
-        found += piece
-        position += len(piece)
+    while position < total:
+        piece = view.read(position, size)
+        if piece:
+            found += piece
+            position += len(piece)
+        elif view.cut(position) > position:
+            found, position = b"", view.cut(position)
+        else:
+            break
     return found

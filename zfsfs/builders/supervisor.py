@@ -31,6 +31,7 @@ if __name__ == "__main__":
 from zfsfs import syscalls
 from zfsfs.builders import cgroups
 from zfsfs.builders.log import Writer
+from zfsfs.native.client import Natives
 
 _CHUNK = 1 << 16
 _PAUSE = 0.01
@@ -41,7 +42,8 @@ _PIPE = 1 << 18
 @dataclass(slots=True)
 class Job:
     """What to run: `user` is uid, gid and groups, None for whom the daemon is; times in seconds; `log` is an
-    inherited descriptor of an empty file; `cgroup` is a group of its own."""
+    inherited descriptor of an empty file; `cgroup` is a group of its own; `native` are directories of the tree that
+    the command gets natively, in a mount namespace of its own."""
 
     command: list[str]
     directory: str
@@ -53,6 +55,7 @@ class Job:
     grace: float = 10.0
     limits: dict[str, int] = field(default_factory=dict)
     cgroup: str | None = None
+    native: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -122,6 +125,9 @@ class _Supervisor:
             for name, value in job.limits.items():
                 number = getattr(resource, f"RLIMIT_{name.upper()}")
                 resource.setrlimit(number, (value, value))
+            if job.native:
+                with Natives(job.native) as natives:
+                    natives.enter()
             os.umask(0o022)
             if job.user is not None:
                 uid, gid, groups = job.user

@@ -137,6 +137,7 @@ class Builders:
                 command=self._command(run), directory=self._path(place.path()), environment=environment,
                 log=fd, log_size=builder.log_size, user=_identity(run.user), time_limit=builder.time_limit,
                 grace=builder.kill_grace, limits=dict(builder.limits),
+                native=[self._path(path) for path in self._native(run, opened)],
             )  # fmt: skip
             self._tree.store.events.append(
                 "builder-started", str(ident), f"builder {place.name.builder} works on {ident}"
@@ -149,6 +150,14 @@ class Builders:
         for use, area in opened:
             await self._close(use, area, ended.success)
         return ended
+
+    def _native(self, run: Run, opened: list[tuple[CacheUse, Area]]) -> list[bytes]:
+        """What the command gets natively: where that may be, and what it has for itself."""
+        driver = self._tree.store.driver
+        if run.builder.native is False or (os.geteuid() != 0 and not driver.own_filesystems):
+            return []
+        mine = [area.place.path() for use, area in opened if use.label is not None]
+        return [_place(run.area).path(), *mine]
 
     def _path(self, path: bytes) -> str:
         return os.path.join(self._mountpoint, os.fsdecode(path))

@@ -1,4 +1,34 @@
-"""The store behind the tree: import from here."""
+"""The store behind the tree, for Python callers: import from here. It can do what the tree can, and no more: who uses
+it takes the lock, so a store is served by one or the other. Calls that change something are async (trio); nothing is
+told of files: they are written through a view of the driver, as the tree does.
+
+    from zfsfs.daemon import choose_driver
+    from zfsfs.driver import viewing
+    from zfsfs.names import BuildId, BuildName, CacheName
+    from zfsfs.store import Outcome, Store
+
+    async def example(where: str) -> None:
+        store = Store(choose_driver(where))
+        await store.start()  # locks it, and recovers what a crash left
+        try:
+            me, one = (os.getuid(), os.getgid()), BuildId(b"one")
+            build = await store.builds.start(BuildName(one), me, 0o755)
+            with viewing(store.driver, build.dataset, writable=True) as root:
+                os.mkdir("bin", dir_fd=root)
+            await store.builds.publish(one)
+
+            npm = CacheName(b"npm")
+            await store.caches.create(npm, me, 0o755)
+            session = await store.caches.open(npm, b"job7")
+            with viewing(store.driver, session.dataset, writable=True) as root:
+                os.mkdir("left-pad", dir_fd=root)
+            assert await store.caches.release(session, changed=True) is Outcome.PUBLISHED
+            await store.complete_deletes()
+        finally:
+            await store.close()
+
+The errors are those of `zfsfs.errors`. `Store.run` tidies and destroys in the background, where a program runs on.
+"""
 
 from zfsfs.store.builds import BuildInfo, Builds, ResultInfo
 from zfsfs.store.caches import CacheInfo, Caches, Session

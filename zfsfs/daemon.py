@@ -39,6 +39,7 @@ from zfsfs.fs.workers import Workers
 from zfsfs.names import Dataset
 from zfsfs.store import Store
 from zfsfs.store.events import Event
+from zfsfs.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -88,10 +89,19 @@ def serve(settings: Settings, ready: Callable[[], None]) -> None:
     os.umask(0)  # modes come from the callers
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    trio.run(_serve, settings, ready)
+    watchdog = Watchdog()
+
+    def mounted(device: int) -> None:
+        watchdog.watch(device)
+        ready()
+
+    try:
+        trio.run(_serve, settings, mounted)
+    finally:
+        watchdog.dismiss()
 
 
-async def _serve(settings: Settings, ready: Callable[[], None]) -> None:
+async def _serve(settings: Settings, ready: Callable[[int], None]) -> None:
     mountpoint = mountpoints.prepare(settings.mountpoint)
     driver = choose_driver(settings.store)
 
@@ -129,7 +139,7 @@ async def _mounted(
     mountpoint: str,
     tree: Tree,
     workers: Workers,
-    ready: Callable[[], None],
+    ready: Callable[[int], None],
     knock: door.Listening,
 ) -> None:
     files = Passthrough(tree.table, workers, tree.users)
@@ -182,11 +192,11 @@ async def _builders(settings: Settings, mountpoint: str, tree: Tree, socket_path
     return own, tree.builders
 
 
-async def _announce(mountpoint: str, tree: Tree, ready: Callable[[], None]) -> None:
+async def _announce(mountpoint: str, tree: Tree, ready: Callable[[int], None]) -> None:
     """Once the tree answers, say so. In a thread, for it is we who answer."""
     found = await trio.to_thread.run_sync(os.stat, mountpoint, abandon_on_cancel=True)
     tree.device = found.st_dev
-    ready()
+    ready(tree.device)
 
 
 async def _end_on_signal(files: Passthrough, builders: Builders, serving: trio.CancelScope) -> None:

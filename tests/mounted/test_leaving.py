@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import mmap
 import os
 import select
@@ -165,3 +167,26 @@ def test_after_a_lazy_umount_the_store_is_taken_until_the_last_user_has_gone(tre
             assert file.read() == "first"
     tree.mount()
     assert mounted_type(str(tree.path)) == FSTYPE
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes a descriptor of another process")
+def test_a_killed_daemon_whose_connection_lives_on_lets_nobody_wait(tree, cache):
+    """As when a thread of it hangs in the kernel, making it forget a name: the descriptor of /dev/fuse stays open."""
+    pid = tree.pid
+    fuse = next(fd for fd in os.listdir(f"/proc/{pid}/fd") if os.readlink(f"/proc/{pid}/fd/{fd}") == "/dev/fuse")
+    daemon = os.pidfd_open(pid)
+    copy = ctypes.CDLL(None, use_errno=True).syscall(PIDFD_GETFD, daemon, int(fuse), 0)
+    assert copy >= 0
+    try:
+        signal.pidfd_send_signal(daemon, signal.SIGKILL)
+        select.select([daemon], [], [])
+        with pytest.raises(OSError, match=f"Errno ({errno.ENOTCONN}|{errno.ECONNABORTED})"):
+            os.listdir(tree / "caches")
+        tree.mount()
+    finally:
+        os.close(copy)
+        os.close(daemon)
+    assert (cache / "file").read_text() == "first"
+
+
+PIDFD_GETFD = 438  # the same on every architecture

@@ -16,7 +16,7 @@ LEVELS = (
     ("errors",),
     ("names",),
     ("driver", "syscalls"),
-    ("mountpoint", "native"),
+    ("mountpoint", "native", "watchdog"),
     ("zfs", "directory"),
     ("store",),
     ("config", "builders"),

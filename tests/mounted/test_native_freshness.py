@@ -122,10 +122,29 @@ CHANGES = {
 }
 
 
-SHOWN = (
-    "find . -mindepth 1 -printf '%P %y %s %m %T@ %n\\n' | sort; "
-    "find . -type f | sort | xargs cat; find . -type f | sort | xargs getfattr -d"
+#: Every path that any of the changes concerns: each is asked for by itself, for listing a directory would make good
+#: what is stale in it.
+PATHS = (
+    "file other link dir dir/inner dir/sub new dir/new dir/sub/new moved moved/inner moved/sub a new/dir "
+    "new/dir/inner new/dir/sub/file file/in file/inner dir/../other"
 )
+SHOWN = (
+    f"stat -c '%n %F %s %a %y %h' {PATHS} 2>&1; cat {PATHS} 2>&1; readlink {PATHS}; getfattr -d {PATHS} 2>/dev/null; "
+    "find . -mindepth 1 -printf '%P %y %s %m %T@ %n\\n' | sort"
+)
+
+
+#: What is done after a first look at each.
+AGAIN = (
+    "rm -rf new dir; echo second >dir; mv file a; echo other >>other; ln -s nowhere file; "
+    "mkdir -p new/dir; touch moved"
+)
+
+
+def shown(folder):
+    """What the tree shows."""
+    done = subprocess.run(["sh", "-c", SHOWN], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.rstrip()
 
 
 @pytest.mark.parametrize("place", ["builds/x", "caches/x", "caches/x@label"], indirect=True)
@@ -135,23 +154,23 @@ def test_what_is_changed_natively_is_seen(tree, place, when):
     for folder in folders:
         folder.mkdir()
         fill(folder)
-        look(folder)
+        shown(folder)
     shell = Shell(tree, place)
+
+    def change(script):
+        shell(f"cd '{place}/{folder.name}' && {script}")
+        return shell(SHOWN).rstrip()
+
     natively = {}
-    for folder, change in zip(folders, CHANGES.values(), strict=True):
-        look(folder)
-        shell(f"cd '{folder}' && {change}")
-        natively[folder.name] = shell(SHOWN).rstrip()
-    if when == "afterwards":
-        shell.end()
-    seen = {
-        folder.name: subprocess.run(
-            ["sh", "-c", SHOWN], cwd=folder, capture_output=True, text=True, check=True
-        ).stdout.rstrip()
-        for folder in folders
-    }
+    for folder in folders:
+        natively[folder.name] = change(CHANGES[folder.name])
+    if when == "while it is native":
+        assert {folder.name: shown(folder) for folder in folders} == natively
+        for folder in folders:
+            natively[folder.name] = change(AGAIN)
+        assert {folder.name: shown(folder) for folder in folders} == natively
     shell.end()
-    assert seen == natively
+    assert {folder.name: shown(folder) for folder in folders} == natively
     for folder in folders:
         look(folder)
         (folder / "made through the tree").write_text("again")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -212,6 +213,31 @@ def test_unmounting_the_tree_is_refused_while_something_is_native(tree, build):
     os.rename(build, tree / "results/b")
     with running(tree / "results/b"):
         assert "results/b" in zfsfs("umount", tree.path, expect=4).stderr
+
+
+def dies(tree):
+    """The daemon is killed."""
+    pidfd = os.pidfd_open(tree.pid)
+    os.kill(tree.pid, signal.SIGKILL)
+    select.select([pidfd], [], [])
+    os.close(pidfd)
+
+
+@pytest.mark.parametrize("end", [lambda tree: tree.umount("--force"), dies], ids=["forced", "killed"])
+def test_what_is_native_when_the_daemon_ends_is_never_published_half(tree, cache, end):
+    session = f"{cache}@job"
+    # A dataset is there until nobody is in it; a directory is removed from under who is.
+    script = f"cd {session}; echo half >file; echo in; read x; exec 2>&-; echo more >>file"
+    command = [sys.executable, "-m", "zfsfs", "exec", session, "--", "sh", "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        end(tree)
+        tree.mount()
+        assert (cache / "file").read_text() == "first"
+        process.communicate("\n")
+    assert (cache / "file").read_text() == "first"
+    tree.closed()
 
 
 # bind.

@@ -179,7 +179,7 @@ class _Talk:
     def _attached(self) -> None:
         granted, self._granted = self._granted, []
         for held in granted:
-            self._natives.attached(held, self._peer)
+            self._natives.attached(held, self._peer.pid)
         if granted and self._peer.pidfd >= 0:
             self._nursery.start_soon(self._natives.follow, os.dup(self._peer.pidfd), granted)
 

@@ -91,8 +91,13 @@ class Natives:
                 held.granted += 1
                 return Grant(held, None)
         area = self._area(identity)
+        self._allow(area, peer, writable=self._target(area)[1])
+        return await self.grant(area, read_only=read_only)
+
+    async def grant(self, area: Area, *, read_only: bool = False) -> Grant:
+        """Give out an area without asking who may. Raises and asks for what `hold` does, with `area` shown (it has a
+        view) and open."""
         target, writable = self._target(area)
-        self._allow(area, peer, writable=writable)
         writable = writable and not read_only
         held = await self._take(area, target, writable=writable)
         try:
@@ -192,10 +197,10 @@ class Natives:
         held.turn += 1
         self._wake()
 
-    def attached(self, held: Held, peer: Peer) -> None:
-        """What was given out is mounted now."""
+    def attached(self, held: Held, pid: int) -> None:
+        """What was given out to a process is mounted now."""
         how = "through the tree it can only be read" if held.writable else "read-only"
-        self._event("native", held, f"is native for pid {peer.pid}: {how}")
+        self._event("native", held, f"is native for pid {pid}: {how}")
         self._untaken(held)
 
     def gone(self, held: Held) -> None:

@@ -1,1 +1,0 @@
-"""How native mounts end together with the daemon, and who may have them."""

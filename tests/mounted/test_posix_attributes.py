@@ -142,6 +142,8 @@ def test_lists_decide_who_may_what():
 
 @compared("root")
 def test_a_list_set_by_who_is_not_in_the_group_clears_set_gid():
+    if "ZFSFS_TEST_POOL" in os.environ:
+        return  # ZFS leaves the bit, alone among filesystems; through us it goes there, too
     for user in (ANNA, BERT):
         name = f"f{user.uid}"
         write(name)

@@ -169,13 +169,12 @@ class Tree:
             if self.builders is None:
                 raise Missing(f"there is no builder {build.builder}")
             user = self.builders.user(build.builder, caller)
-        info = await self.store.builds.start(build, (user.uid, user.gid), mode)
+        info, view = await self.store.builds.begin(build, (user.uid, user.gid), mode)
         area = Area(self.table, BuildPlace(build, info.created, caller.uid))
+        area.attach(view)
         try:
-            with trio.CancelScope(shield=True):
-                view = await trio.to_thread.run_sync(lambda: self.store.driver.view(info.dataset, writable=True))
-            area.attach(view)
             self._give_root(view.fd, user)
+            guid = await self.store.builds.guid(build.id) if build.builder else 0
         except BaseException:
             _let_go(area)
             with trio.CancelScope(shield=True):
@@ -184,7 +183,7 @@ class Tree:
         self.table.hold(area.root)
         self.builds[build.id] = area
         if self.builders is not None and build.builder:
-            self.builders.begin(area, build.builder, user, caller, info.guid)
+            self.builders.begin(area, build.builder, user, caller, guid)
         return area
 
     @staticmethod

@@ -11,13 +11,13 @@ under way for is in `_flying`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import trio
 
-from zfsfs.driver import DatasetInfo, Driver, Listing
+from zfsfs.driver import DatasetInfo, Driver, Listing, View
 from zfsfs.errors import Busy, Exists, Missing
 from zfsfs.names import BuildId, BuildName, Dataset, Snapshot, result
 from zfsfs.store.check import base_of
@@ -34,19 +34,18 @@ class BuildInfo:
     id: BuildId
     base: BuildId | None
     created: float
-    guid: int
     dataset: Dataset
 
 
 @dataclass(frozen=True, slots=True)
 class ResultInfo:
-    """A registered result. `guid` is its dataset's and was its build's."""
+    """A registered result. `guid` is its dataset's, 0 when it was published since the start: see `Builds.guid`."""
 
     id: BuildId
     base: BuildId | None
     created: float
-    guid: int
     dataset: Dataset
+    guid: int = 0
 
 
 def _doomed(listing: Listing, dataset: Dataset, running: set[Dataset]) -> list[Dataset]:
@@ -71,7 +70,10 @@ def _doomed(listing: Listing, dataset: Dataset, running: set[Dataset]) -> list[D
 class Builds:
     """See the module. Reads are plain; what changes something is async."""
 
-    def __init__(self, driver: Driver, events: EventLog, reaper: Reaper, numbers: Numbers) -> None:
+    def __init__(
+        self, driver: Driver, events: EventLog, reaper: Reaper, numbers: Numbers, clock: Callable[[], float]
+    ) -> None:
+        self._clock = clock
         self._driver = driver
         self._events = events
         self._reaper = reaper
@@ -90,7 +92,7 @@ class Builds:
 
     @staticmethod
     def _registered(ident: BuildId, info: DatasetInfo) -> ResultInfo:
-        return ResultInfo(ident, base_of(info), info.created, info.guid, info.dataset)
+        return ResultInfo(ident, base_of(info), info.created, info.dataset, info.guid)
 
     def result(self, id: BuildId) -> ResultInfo | None:
         """A registered result."""
@@ -103,6 +105,14 @@ class Builds:
     def running(self) -> dict[BuildId, BuildInfo]:
         """The builds that run."""
         return dict(self._running)
+
+    async def guid(self, id: BuildId) -> int:
+        """The number of a running build's dataset, which no other ever has. Raises Missing. Costs a look at it."""
+        build = self._running.get(id)
+        info = await trio.to_thread.run_sync(self._driver.info, build.dataset) if build else None
+        if info is None:
+            raise Missing(f"{id} is not being built")
+        return info.guid
 
     @contextmanager
     def _flight(self, ident: BuildId, base: BuildId | None = None) -> Iterator[None]:
@@ -119,7 +129,14 @@ class Builds:
             raise Busy(f"{ident}: something else is being done with it")
 
     async def start(self, name: BuildName, owner: tuple[int, int], mode: int) -> BuildInfo:
-        """Start a build, from nothing or as a clone of its base; what a crash left of it is cleared first.
+        """See `begin`, for who doesn't want to look into it."""
+        build, view = await self.begin(name, owner, mode)
+        view.close()
+        return build
+
+    async def begin(self, name: BuildName, owner: tuple[int, int], mode: int) -> tuple[BuildInfo, View]:
+        """Start a build, from nothing or as a clone of its base; what a crash left of it is cleared first. The view,
+        a writable one, is the caller's to close.
 
         Raises Exists (it is a result, is being built or started), Missing (no such base), Busy (a result is based
         on what is left over), and what the verbs raise.
@@ -140,26 +157,31 @@ class Builds:
                 await trio.to_thread.run_sync(self._make, dataset, base)
             # (1) A crash here: a left-over that belongs to root.
             try:
-                if base is None:
-                    await trio.to_thread.run_sync(give_root, self._driver, dataset, owner, mode)
+                view = await trio.to_thread.run_sync(self._look, dataset, None if base else owner, mode)
                 # (2) A crash here and until it is published: a left-over.
-                info = await trio.to_thread.run_sync(self._driver.info, dataset)
-                if info is None:
-                    raise Missing(f"{dataset} is gone")
             except BaseException:
                 await self._entomb([dataset])
                 raise
-            build = BuildInfo(ident, base, info.created, info.guid, dataset)
+            build = BuildInfo(ident, base, self._clock(), dataset)
             self._running[ident] = build
         origin = f" from {base}" if base else ""
         self._events.append("build-started", str(ident), f"build {ident} is started{origin}", base=str(base or ""))
-        return build
+        return build, view
 
     def _make(self, dataset: Dataset, base: BuildId | None) -> None:
         if base is None:
             self._driver.create(dataset)
         else:
             self._driver.clone(Snapshot(result(base), SNAP), dataset)
+
+    def _look(self, dataset: Dataset, owner: tuple[int, int] | None, mode: int) -> View:
+        with ExitStack() as stack:
+            view = self._driver.view(dataset, writable=True)
+            stack.callback(view.close)
+            if owner is not None:
+                give_root(view.fd, dataset, owner, mode)
+            stack.pop_all()
+        return view
 
     async def _clear(self, dataset: Dataset) -> None:
         listing = await trio.to_thread.run_sync(self._driver.list)
@@ -197,7 +219,7 @@ class Builds:
         with self._flight(id):
             # One verb: a crash before it leaves a left-over, a crash after it a result.
             await trio.to_thread.run_sync(self._driver.snapshot, Snapshot(build.dataset, SNAP))
-            found = ResultInfo(id, build.base, build.created, build.guid, build.dataset)
+            found = ResultInfo(id, build.base, build.created, build.dataset)
             del self._running[id]
             self._results[id] = found
         self._events.append("published", str(id), f"build {id} is published")

@@ -3,7 +3,8 @@
 Guarantees
 - A cache appears and disappears by one rename. Its version changes by the release swap (see `swap`).
 - A session is a clone of one version and keeps its own contents to its end. The first to be released wins.
-- Each cache has a lock: no clone is taken and nothing is deleted within a swap. Throwing a session away needs none.
+- Each cache has a lock: no clone is taken and nothing is deleted within a swap. Clones are taken side by side.
+  Throwing a session away needs none.
 
 After the last rename of a swap the release is over for who asked for it; the rest (`Swap.tidy`) is done by the
 background task or by the next who needs the cache, whichever comes first.
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from zfsfs.driver import Driver, Listing
+from zfsfs.driver import Driver, Listing, viewing
 from zfsfs.errors import Busy, Exists, Missing, ZfsfsError
 from zfsfs.names import CacheName, Dataset, Snapshot, cache, cache_of, cache_tmp, shown
 from zfsfs.store.events import EventLog, Outcome
@@ -58,6 +59,8 @@ class _Entry:
     generation: int
     created: float
     lock: trio.Lock = field(default_factory=trio.Lock)
+    cloning: int = 0  # clones that are being taken, of the version that stands; none is within a swap
+    cloned: trio.Event = field(default_factory=trio.Event)
     sessions: set[Session] = field(default_factory=set)
     swap: tuple[Swap, Session] | None = None  # decided, and not yet tidied
 
@@ -119,9 +122,7 @@ class Caches:
                 except BaseException:
                     self._reaper.add(made, with_foreign=True)
                     raise
-                # It exists from here on, whatever we still learn about it.
-                info = await trio.to_thread.run_sync(self._driver.info, cache(name))
-                self._entries[name] = _Entry(name, 0, info.created if info else self._clock())
+                self._entries[name] = _Entry(name, 0, self._clock())
         finally:
             self._creating.discard(name)
         self._events.append("cache-created", str(name), f"cache {name} is created")
@@ -131,7 +132,8 @@ class Caches:
         self._driver.info(cache_tmp(10**6, name))  # raises InvalidName where a session's name would be too long
         self._driver.create(made)
         # (1) A crash here: rubbish.
-        give_root(self._driver, made, owner, mode)
+        with viewing(self._driver, made, writable=True) as root:
+            give_root(root, made, owner, mode)
         # (2) A crash here: rubbish.
         self._driver.snapshot(Snapshot(made, SNAP))
         # (3) A crash here: rubbish.
@@ -144,11 +146,19 @@ class Caches:
             entry = self._entry(name)  # it may have been deleted while we waited
             with trio.CancelScope(shield=True):
                 await self._settle(entry)
-                dataset = cache_tmp(self._numbers.take(), name)
-                # One verb: after a crash the clone is there without a decision, and is destroyed.
+            generation = entry.generation
+            entry.cloning += 1
+        try:
+            dataset = cache_tmp(self._numbers.take(), name)
+            # One verb: after a crash the clone is there without a decision, and is destroyed. The lock is free, so
+            # that those who open at once share a transaction group.
+            with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(self._driver.clone, Snapshot(cache(name), SNAP), dataset)
-                session = Session(name, label, dataset, entry.generation, self._clock())
-                entry.sessions.add(session)
+            session = Session(name, label, dataset, generation, self._clock())
+            entry.sessions.add(session)
+        finally:
+            entry.cloning -= 1
+            entry.cloned.set()
         self._events.append("opened", str(session), f"{session} is opened", generation=session.generation)
         return session
 
@@ -177,6 +187,7 @@ class Caches:
         await self._settle(entry)
         if session.generation != entry.generation:
             return self._throw_away(entry, session, Outcome.SUPERSEDED)
+        await self._no_cloning(entry)
         old = cache_tmp(self._numbers.take(), session.cache)
         swap = Swap(session.dataset, cache(session.cache), old, entry.generation + 1)
         await trio.to_thread.run_sync(swap.decide, self._driver)
@@ -194,7 +205,6 @@ class Caches:
         session.dataset = swap.cache
         entry.generation = swap.generation
         entry.sessions.discard(session)
-        self._reaper.add(swap.old_head, with_foreign=False)
         self._untidy.set()
         self._released(session, Outcome.PUBLISHED)
 
@@ -202,9 +212,20 @@ class Caches:
         """Complete a release that is decided, tidying included. The lock is held."""
         if entry.swap is not None:
             await self._move(entry)
-            await trio.to_thread.run_sync(entry.swap[0].tidy, self._driver)
+            swap = entry.swap[0]
+            destroyed = await trio.to_thread.run_sync(swap.tidy, self._driver)
             entry.swap = None
-            self._reaper.hurry()
+            if destroyed:
+                self._reaper.destroyed(swap.old_head)
+            else:
+                self._reaper.add(swap.old_head, with_foreign=False)
+
+    @staticmethod
+    async def _no_cloning(entry: _Entry) -> None:
+        """Wait until nobody is taking a clone. The lock is held, so nobody begins to."""
+        while entry.cloning:
+            entry.cloned = trio.Event()
+            await entry.cloned.wait()
 
     async def bequeath(self, session: Session) -> bool:
         """Decide a release that can't be made as long as this process lives: the next start completes it. False when
@@ -258,6 +279,7 @@ class Caches:
         """
         async with self._entry(name).lock:
             entry = self._entry(name)
+            await self._no_cloning(entry)
             if entry.sessions:
                 labels = ", ".join(sorted(map(str, entry.sessions)))
                 raise Busy(f"the cache {name} is in use: {labels}")

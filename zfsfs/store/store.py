@@ -29,7 +29,7 @@ class Store:
         self.events = EventLog(clock)
         self.reaper = Reaper(driver, self.events, explain)
         self._numbers = Numbers()
-        self.builds = Builds(driver, self.events, self.reaper, self._numbers)
+        self.builds = Builds(driver, self.events, self.reaper, self._numbers, clock)
         self.caches = Caches(driver, self.events, self.reaper, self._numbers, clock)
 
     async def start(self) -> RecoveryReport:

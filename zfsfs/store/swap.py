@@ -22,10 +22,14 @@ T is the session's clone, C is cache/c-NAME, M a new name in cache-tmp. In pictu
          C@zfsfs-next is renamed to @snap
     (8)  C[.. old-G snap]       <- M                recovery destroys @old-G as soon as nothing needs it, and M
          C@old-G is destroyed, once nothing needs it
-    (9)  C[.. snap]             <- M                recovery destroys M; that is left to the reaper
+    (9)  C[.. snap]             <- M                recovery destroys M; where it could not be at (6), the reaper does
 
-(0)-(4) are one batch, and (6)-(9) another. Other sessions' clones of @snap and older ones go on as clones of T.
-Foreign snapshots that C got after @snap stay with M, which waits in cache-tmp until they are gone.
+(0)-(4) are one batch, and (6)-(9) another, which begins with the destruction of M: as at (6)-(9), and no M. A look
+at a dataset costs more than half a transaction group. So T alone is looked at; only when it has snapshots, or what
+follows from their absence is wrong after all, so is C.
+
+Other sessions' clones of @snap and older ones go on as clones of T. Foreign snapshots that C got after @snap stay
+with M, which waits in cache-tmp until they are gone.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ from dataclasses import dataclass
 
 from zfsfs.driver import (
     DatasetInfo,
+    Destroy,
     DestroySnapshot,
     Driver,
     Promote,
@@ -94,6 +99,7 @@ class Swap:
     generation: int
     old_moved: bool = False
     moved: bool = False
+    usual: bool = True  # T had no snapshots, and nobody has tried to tidy yet
 
     def decide(self, driver: Driver) -> None:
         """(0) to (4). When it raises, the session is as before and may go on, or be released again.
@@ -102,7 +108,7 @@ class Swap:
         """
         for chance in reversed(range(_TRIES)):
             try:
-                driver.batch(self._decision(driver))
+                driver.batch(self._way(driver) + self._decision())
                 return
             except Exists:
                 # Somebody's snapshot came between our look and our batch.
@@ -115,23 +121,32 @@ class Swap:
 
     def bequeath(self, driver: Driver) -> None:
         """(0) to (3) for good: what can't be promoted now, recovery completes at the next start."""
-        driver.batch([each for each in self._decision(driver) if not isinstance(each, Promote)])
+        driver.batch([*self._way(driver), *self._decision()[:-1]])
 
-    def _decision(self, driver: Driver) -> list[Step]:
-        clone, cache = driver.info(self.clone), driver.info(self.cache)
-        if clone is None or cache is None:
-            raise Missing(f"{self.cache if clone else self.clone} is gone")
+    def _decision(self) -> list[Step]:
+        return [
+            SetProperty(self.clone, GENERATION, str(self.generation)),
+            TakeSnapshot(Snapshot(self.clone, NEXT)),
+            Promote(self.clone),
+        ]
+
+    def _way(self, driver: Driver) -> list[Step]:
+        clone = driver.info(self.clone)
+        if clone is None:
+            raise Missing(f"{self.clone} is gone")
         if clone.origin is None or clone.origin.dataset != self.cache:
             raise DriverError(f"{self.clone} is no clone of {self.cache}: somebody has promoted it")
+        if not clone.snapshots:
+            return []
+        self.usual = False
+        cache = driver.info(self.cache)
+        if cache is None:
+            raise Missing(f"{self.cache} is gone")
         steps: list[Step] = []
         if clone.snapshot(NEXT) is not None:
             # Of an attempt that failed: what was written since is not in it.
             steps.append(DestroySnapshot(Snapshot(self.clone, NEXT)))
-        steps += make_way(clone, cache)
-        steps.append(SetProperty(self.clone, GENERATION, str(self.generation)))
-        steps.append(TakeSnapshot(Snapshot(self.clone, NEXT)))
-        steps.append(Promote(self.clone))
-        return steps
+        return steps + make_way(clone, cache)
 
     def _undecide(self, driver: Driver) -> None:
         # A failed batch may have left (3): after a crash that would be a release that nobody was promised.
@@ -149,11 +164,27 @@ class Swap:
             driver.rename(self.clone, self.cache)
             self.moved = True
 
-    def tidy(self, driver: Driver) -> None:
-        """(6) to (9). When it raises, call it again."""
+    def tidy(self, driver: Driver) -> bool:
+        """(6) to (9). Returns whether the old head is destroyed: else that is to be done when what needs it is gone.
+        When it raises, call it again."""
+        if self.usual:
+            self.usual = False  # from (8) on the same again would take the new version for the old one
+            # Not done: the old name is taken, or something needs the old head.
+            with contextlib.suppress(StoreError):
+                driver.batch([Destroy(self.old_head), *self._usual_tidying()])
+                return True
         cache = driver.info(self.cache)
         if cache is None:
             raise Missing(f"{self.cache} is gone")
         steps = tidying(cache)
         if steps:
             driver.batch(steps)
+        return driver.info(self.old_head) is None
+
+    def _usual_tidying(self) -> list[Step]:
+        old = old_name(self.generation - 1, ())
+        return [
+            RenameSnapshot(Snapshot(self.cache, SNAP), old),
+            RenameSnapshot(Snapshot(self.cache, NEXT), SNAP),
+            DestroySnapshot(Snapshot(self.cache, old)),
+        ]

@@ -1,0 +1,149 @@
+"""Our ways: the store's own calls, and a mounted tree by path."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import trio
+
+from zfsfs.driver import View
+from zfsfs.names import BuildId, BuildName, CacheName
+from zfsfs.store import Outcome, Session, Store
+from zfsfs.zfs.driver import ZfsDriver
+
+OWNER = (0, 0)
+
+
+def create(pool: str) -> None:
+    subprocess.run(["zfs", "create", "-o", "mountpoint=none", pool], check=True)
+
+
+async def destroy(pool: str) -> None:
+    await trio.to_thread.run_sync(lambda: subprocess.run(["zfs", "destroy", "-R", pool], check=True))
+
+
+class Calls:
+    """A peer, see `cycle`: zfsfs.store in this process. Starting and opening end when the dataset can be looked
+    into, as OBuilder's are mounted then."""
+
+    name = "store"
+
+    def __init__(self, pool: str, nursery: trio.Nursery) -> None:
+        self.pool, self.nursery = pool, nursery
+        self.views: dict[object, View] = {}
+        self.sessions: dict[tuple[str, str], Session] = {}
+        self.changed: set[tuple[str, str]] = set()
+
+    async def prepare(self) -> None:
+        create(self.pool)
+        self.store = Store(ZfsDriver(self.pool))
+        await self.store.start()
+        await self.nursery.start(self.store.run)
+
+    async def finish(self) -> None:
+        await self.store.close()
+        await destroy(self.pool)
+
+    async def settled(self) -> None:
+        await self.store.caches.settle()
+        await self.store.reaper.try_all()
+
+    async def start(self, ident: str, base: str | None) -> None:
+        name = BuildName(BuildId(ident.encode()), BuildId(base.encode()) if base else None)
+        _, self.views[ident] = await self.store.builds.begin(name, OWNER, 0o755)
+
+    async def publish(self, ident: str, base: str | None) -> None:
+        await self.store.builds.publish(BuildId(ident.encode()))
+        self.views.pop(ident).close()
+
+    async def make(self, cache: str) -> None:
+        await self.store.caches.create(CacheName(cache.encode()), OWNER, 0o755)
+
+    async def open(self, cache: str, label: str) -> None:
+        session = await self.store.caches.open(CacheName(cache.encode()), label.encode())
+        view = await trio.to_thread.run_sync(lambda: self.store.driver.view(session.dataset, writable=True))
+        self.sessions[cache, label], self.views[cache, label] = session, view
+
+    def write(self, cache: str, label: str) -> None:
+        fd = os.open("file", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644, dir_fd=self.views[cache, label].fd)
+        os.write(fd, label.encode())
+        os.close(fd)
+        self.changed.add((cache, label))
+
+    async def release(self, cache: str, label: str) -> None:
+        changed = (cache, label) in self.changed
+        self.changed.discard((cache, label))
+        await trio.to_thread.run_sync(self.views.pop((cache, label)).close)
+        outcome = await self.store.caches.release(self.sessions.pop((cache, label)), changed=changed)
+        assert (outcome is Outcome.UNCHANGED) is not changed
+
+
+class Paths:
+    """A peer, see `cycle`: a mounted tree, used by path. A release ends when the event log says so."""
+
+    name = "path"
+
+    def __init__(self, pool: str, folder: Path) -> None:
+        self.pool, self.folder = pool, folder
+        self.fds: dict[tuple[str, str], int] = {}
+
+    async def prepare(self) -> None:
+        create(self.pool)
+        self.tree = self.folder / "tree"
+        self.tree.mkdir()
+        self._zfsfs("mount", self.pool, self.tree, "--linger", "0", "--log", self.folder / "log")
+
+    async def finish(self) -> None:
+        self._zfsfs("umount", self.tree)
+        await destroy(self.pool)
+
+    @staticmethod
+    def _zfsfs(*arguments: object) -> None:
+        subprocess.run([sys.executable, "-m", "zfsfs", *map(str, arguments)], check=True)
+
+    def _status(self) -> dict[str, list[object]]:
+        found: dict[str, list[object]] = json.loads((self.tree / ".zfsfs/status.json").read_text())
+        return found
+
+    async def settled(self) -> None:
+        def busy() -> bool:
+            now = self._status()
+            return bool(now["sessions"] or now["waiting"])
+
+        while await trio.to_thread.run_sync(busy):  # noqa: ASYNC110 - it is another process
+            await trio.sleep(0.02)
+
+    async def start(self, ident: str, base: str | None) -> None:
+        await trio.to_thread.run_sync(os.mkdir, self.tree / "builds" / (f"{ident}@{base}" if base else ident))
+
+    async def publish(self, ident: str, base: str | None) -> None:
+        old = self.tree / "builds" / (f"{ident}@{base}" if base else ident)
+        await trio.to_thread.run_sync(os.rename, old, self.tree / "results" / ident)
+
+    async def make(self, cache: str) -> None:
+        await trio.to_thread.run_sync(os.mkdir, self.tree / "caches" / cache)
+
+    async def open(self, cache: str, label: str) -> None:
+        path = self.tree / "caches" / f"{cache}@{label}"
+        self.fds[cache, label] = await trio.to_thread.run_sync(os.open, path, os.O_RDONLY | os.O_DIRECTORY)
+
+    def write(self, cache: str, label: str) -> None:
+        (self.tree / "caches" / f"{cache}@{label}" / "file").write_text(label)
+
+    async def release(self, cache: str, label: str) -> None:
+        await trio.to_thread.run_sync(os.close, self.fds.pop((cache, label)))
+
+    async def ended(self, sessions: list[tuple[str, str]]) -> float:
+        """When the last of these sessions was released, as the event log has it."""
+        wanted = {f"{cache}@{label}" for cache, label in sessions}
+        while True:
+            text = await trio.to_thread.run_sync((self.tree / ".zfsfs/events").read_text)
+            events = [json.loads(line) for line in text.splitlines()]
+            times = [each["time"] for each in events if each["kind"] == "released" and each["subject"] in wanted]
+            if len(times) == len(wanted):
+                return float(max(times))
+            await trio.sleep(0.1)  # asking costs the daemon time, too

@@ -134,6 +134,17 @@ class Descriptors:
         area.pinned.clear()
 
 
+#: Below this many nodes no table is worth being made smaller.
+_FEW = 10_000
+
+
+def _shrink(table: dict[int, Node]) -> None:
+    """Give back the room of what was removed; a dict does not by itself."""
+    kept = dict(table)
+    table.clear()
+    table.update(kept)
+
+
 class NodeTable:
     """All nodes, by inode number. `first` is the lowest number given out."""
 
@@ -141,6 +152,7 @@ class NodeTable:
         self._next = first
         self.by_ino: dict[int, Node] = {}
         self.descriptors = Descriptors()
+        self._most = 0  # how many nodes there have been since the tables were last made smaller
 
     def root(self, area: Area) -> Node:
         """A new node for the root of an area."""
@@ -245,7 +257,12 @@ class NodeTable:
         if count > node.lookups:
             raise AssertionError(f"inode {ino}: {count} lookups forgotten of {node.lookups}")
         node.lookups -= count
+        self._most = max(self._most, len(self.by_ino))
         self._drop_unused(node)
+        if self._most > _FEW and len(self.by_ino) < self._most // 8:
+            self._most = 0
+            _shrink(self.by_ino)
+            _shrink(node.area.by_st_ino)
 
     def _released(self, node: Node) -> None:
         node.refs -= 1

@@ -1,0 +1,56 @@
+"""What an inode costs that the kernel knows, and that it is given back."""
+
+from __future__ import annotations
+
+import gc
+import os
+import stat
+import tracemalloc
+from collections.abc import Callable
+
+from zfsfs.fs.area import Area
+from zfsfs.fs.nodes import NodeTable
+from zfsfs.fs.places import ResultPlace
+from zfsfs.names import BuildId
+
+FILES, IN_A_FOLDER = 60_000, 20
+
+
+def found(st_ino: int, mode: int) -> os.stat_result:
+    return os.stat_result((mode | 0o644, st_ino, *[0] * 8))
+
+
+def look_up_all(table: NodeTable, area: Area) -> None:
+    """A source tree, the kernel knowing every file of it."""
+    folder = area.root
+    for number in range(FILES):
+        if number % IN_A_FOLDER == 0:
+            node = folder = table.remember(area.root, b"directory%07d" % number, found(2**34 + number, stat.S_IFDIR))
+        else:
+            node = table.remember(folder, b"source_file%07d.c" % number, found(2**34 + number, stat.S_IFREG))
+        table.looked_up(node)
+
+
+def traced(work: Callable[[], None]) -> int:
+    before, _ = tracemalloc.get_traced_memory()
+    work()
+    gc.collect()
+    return tracemalloc.get_traced_memory()[0] - before
+
+
+def test_an_inode_costs_less_than_400_bytes_and_gives_them_back() -> None:
+    table = NodeTable(64)
+    area = Area(table, ResultPlace(BuildId(b"x")))
+    table.hold(area.root)
+    tracemalloc.start()
+    try:
+        cost = traced(lambda: look_up_all(table, area))
+        first = area.root.ino + 1
+        assert max(table.by_ino) == first + FILES - 1
+        kept = traced(lambda: [table.forget(ino, 1) for ino in range(first, first + FILES)].clear())
+    finally:
+        tracemalloc.stop()
+    assert cost / FILES <= 400
+    assert (cost + kept) / FILES < 10
+    assert list(table.by_ino.values()) == [area.root]
+    assert not area.by_st_ino

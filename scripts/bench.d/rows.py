@@ -6,7 +6,6 @@ filesystem alike; what lies in the page cache stays there. "warm": the same work
 
 from __future__ import annotations
 
-import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -53,10 +52,10 @@ def sh(command: list[object], folder: Path) -> float:
     return time.perf_counter() - start
 
 
-def forget() -> None:
-    """Drop cached names and inodes, everywhere."""
-    os.sync()
-    Path("/proc/sys/vm/drop_caches").write_text("2")
+def forget(folder: Path, what: str = "2") -> None:
+    """Drop cached names and inodes, everywhere; with "3" pages, too. What is not on disk yet can't be dropped."""
+    subprocess.run(["sync", "-f", folder], check=True)
+    Path("/proc/sys/vm/drop_caches").write_text(what)
 
 
 Row = Callable[[Kit, Path], float]
@@ -72,14 +71,14 @@ def micro(row: str, prepare: str = "", *, cold: bool = False, warm: bool = False
         if warm:
             kit.run(row, folder, count)
         if cold:
-            forget()
+            forget(folder)
         return kit.run(row, folder, count)
 
     return work
 
 
 def write_big(kit: Kit, folder: Path) -> float:
-    os.sync()
+    subprocess.run(["sync", "-f", folder], check=True)
     return kit.run("write-big", folder, kit.sizes.megabytes)
 
 
@@ -91,15 +90,13 @@ def read_big(kit: Kit, folder: Path) -> float:
 
 def read_big_cold(kit: Kit, folder: Path) -> float:
     kit.run("write-big", folder, kit.sizes.megabytes)
-    os.sync()
-    Path("/proc/sys/vm/drop_caches").write_text("3")
+    forget(folder, "3")
     return kit.run("read-big", folder, kit.sizes.megabytes)
 
 
 def random_reads(kit: Kit, folder: Path) -> float:
     kit.run("write-big", folder, kit.sizes.megabytes)
-    os.sync()
-    Path("/proc/sys/vm/drop_caches").write_text("3")
+    forget(folder, "3")
     return kit.run("random", folder, kit.sizes.files, kit.sizes.megabytes * 256)
 
 
@@ -115,7 +112,7 @@ def remove(kit: Kit, folder: Path) -> float:
 def git_status(kit: Kit, folder: Path) -> float:
     sh(["tar", "-xf", kit.repository, "--no-same-owner"], folder)
     sh(["git", "-c", "safe.directory=*", "status", "--short"], folder / "tree")  # refreshes the index
-    forget()
+    forget(folder)
     return sh(["git", "-c", "safe.directory=*", "status", "--short"], folder / "tree")
 
 

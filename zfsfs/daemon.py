@@ -27,11 +27,14 @@ from zfsfs.errors import MountError
 from zfsfs.fs import door, status, who
 from zfsfs.fs.building import Builders
 from zfsfs.fs.control import CONTROL, Control, Text
+from zfsfs.fs.handles import FileHandle
 from zfsfs.fs.kernel import Kernel
+from zfsfs.fs.lane import Lane, WireOperations
+from zfsfs.fs.line import Line, descriptors
 from zfsfs.fs.logs import LogFolder, Logs
 from zfsfs.fs.natives import Natives
-from zfsfs.fs.operations import Operations, tell_kernel
-from zfsfs.fs.passthrough import FileHandle, Passthrough
+from zfsfs.fs.operations import Operations
+from zfsfs.fs.passthrough import Passthrough
 from zfsfs.fs.tree import Tree
 from zfsfs.fs.users import BUILD, FILE, MOST_OWN, OWN, SESSION, Users
 from zfsfs.fs.waiting import Ends, WaitFolder
@@ -49,8 +52,8 @@ _PATIENCE = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a mount is made of; `linger` in seconds. `options` go to FUSE as they are. The others are the most that
-    an ordinary user may have."""
+    """What a mount is made of; `linger` in seconds. `options` go to FUSE as they are. `max_…` are the most that an
+    ordinary user may have."""
 
     store: str
     mountpoint: str
@@ -111,14 +114,15 @@ async def _serve(settings: Settings, ready: Callable[[int], None]) -> None:
     store = Store(driver, explain=explain)
     store.events.subscribers.append(_log)
     users = _users(settings, store)
-    tree = Tree(store, settings.linger, tell_kernel, users)
+    kernel = Kernel()
+    tree = Tree(store, settings.linger, kernel.changed, users)
     workers = Workers()
     try:
         await store.start()
         await tree.start()
         try:
             with door.opened() as knock:
-                await _mounted(settings, mountpoint, tree, workers, ready, knock)
+                await _mounted(settings, mountpoint, tree, workers, kernel, ready, knock)
         finally:
             await tree.close()
     finally:
@@ -139,11 +143,13 @@ async def _mounted(
     mountpoint: str,
     tree: Tree,
     workers: Workers,
+    kernel: Kernel,
     ready: Callable[[int], None],
     knock: door.Listening,
 ) -> None:
     files = Passthrough(tree.table, workers, tree.users)
     own, builders = await _builders(settings, mountpoint, tree, knock.path)
+    before = descriptors()
     name = settings.store.replace("\\", "\\\\").replace(",", "\\,")
     options = {f"fsname={name}", "subtype=zfsfs", "default_permissions", "nosuid", "nodev", *settings.options}
     if os.geteuid() == 0:
@@ -152,22 +158,34 @@ async def _mounted(
         pyfuse3.init(Operations(tree, files, own), mountpoint, options)
     except RuntimeError as failure:
         raise MountError(f"{mountpoint} can't be mounted: {failure}; is there a /dev/fuse for you?") from None
+    line = Line.take_over(before)
+    if line is not None:
+        line.lane = Lane(tree, files, WireOperations(tree, files, own), line.answer)
+    kernel.attach()
+    files.outdated, files.full = kernel.outdated, tree.troubles.met
     try:
         async with trio.open_nursery() as nursery:
             tree.sessions.nursery = builders.nursery = nursery
-            natives = Natives(tree, files, Kernel.of_this_process())
+            if line is not None:
+                nursery.start_soon(line.serve)
+            natives = Natives(tree, files, kernel)
             nursery.start_soon(natives.run)
             nursery.start_soon(door.Door(natives, knock.socket).serve)
             nursery.start_soon(tree.store.run)
             nursery.start_soon(_announce, mountpoint, tree, ready)
             with trio.CancelScope() as serving:
-                nursery.start_soon(_end_on_signal, files, builders, serving)
+                nursery.start_soon(_end_on_signal, files, kernel, builders, serving)
                 await pyfuse3.main(max_tasks=1000)
             # First builders, who use sessions; then these, for what they publish is what the mount has shown.
             await builders.close()
+            files.notice()
             await tree.close()
             nursery.cancel_scope.cancel()
     finally:
+        kernel.detach()
+        files.backings = None  # they end with the line
+        if line is not None:
+            line.close()
         pyfuse3.close(unmount=mountpoints.mounted_type(mountpoint) == mountpoints.FSTYPE)
         for number in list(files.handles):
             files.close(number)
@@ -199,14 +217,14 @@ async def _announce(mountpoint: str, tree: Tree, ready: Callable[[int], None]) -
     ready(tree.device)
 
 
-async def _end_on_signal(files: Passthrough, builders: Builders, serving: trio.CancelScope) -> None:
+async def _end_on_signal(files: Passthrough, kernel: Kernel, builders: Builders, serving: trio.CancelScope) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for number in signals:
             log.info("%s: ending", signal.Signals(number).name)
             # While requests are answered: who waits for an answer can't be killed.
             await builders.close()
             with trio.move_on_after(_PATIENCE) as flushing:
-                await trio.to_thread.run_sync(_flush, files, abandon_on_cancel=True)
+                await trio.to_thread.run_sync(_flush, files, kernel, abandon_on_cancel=True)
             if flushing.cancelled_caught:
                 log.warning("what the kernel has gathered was not all written in %g s", _PATIENCE)
             pyfuse3.terminate()
@@ -214,12 +232,12 @@ async def _end_on_signal(files: Passthrough, builders: Builders, serving: trio.C
             serving.deadline = trio.current_time() + _PATIENCE
 
 
-def _flush(files: Passthrough) -> None:
+def _flush(files: Passthrough, kernel: Kernel) -> None:
     """Let the kernel write what it has gathered for files that are still open."""
     for handle in list(files.handles.values()):
         if isinstance(handle, FileHandle) and handle.writing:
             try:
-                pyfuse3.invalidate_inode(handle.node.ino)
+                kernel.forget(handle.node.ino)
             except OSError as failure:
                 log.warning("pages of an open file were not written: %s", failure)
 

@@ -1,7 +1,7 @@
 """System calls that Python does not have, through ctypes: thin, typed, and raising OSError with the call's name.
 
-Sources: renameat2(2), fsopen(2), fsconfig(2), fsmount(2), move_mount(2), ioctl_ficlone(2), umount2(2), statx(2),
-open_tree(2), mount_setattr(2), mount(2), unshare(2).
+Sources: renameat2(2), getdents64(2), fsopen(2), fsconfig(2), fsmount(2), move_mount(2), ioctl_ficlone(2), umount2(2),
+statx(2), open_tree(2), mount_setattr(2), mount(2), unshare(2), capget(2).
 """
 
 from __future__ import annotations
@@ -37,12 +37,19 @@ _MOUNT_ATTR_IDMAP = 0x100000
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
 _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
+CAP_FSETID = 4
 CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
 _MS_REC, _MS_SLAVE = 0x4000, 0x80000
+
+_DIRENT64 = struct.Struct(
+    "=QqH"
+)  # inode, offset of the next, length of the record; a byte of type, and the name from 19 on
 
 _libc.renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 _libc.fchownat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint, ctypes.c_int)
+_libc.getdents64.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
+_libc.getdents64.restype = ctypes.c_ssize_t
 _libc.syncfs.argtypes = (ctypes.c_int,)
 _libc.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p)
 _libc.syscall.restype = ctypes.c_long
@@ -68,6 +75,42 @@ def renameat2(old_fd: int, old: bytes, new_fd: int, new: bytes, flags: int = 0) 
 def fchownat(fd: int, uid: int, gid: int) -> None:
     """fchownat(2) with AT_EMPTY_PATH: of what an O_PATH descriptor stands for, links too; -1 leaves as it is."""
     _check(_libc.fchownat(fd, b"", uid & 0xFFFFFFFF, gid & 0xFFFFFFFF, _AT_EMPTY_PATH), "fchownat")
+
+
+def directory_entries(fd: int, room: int = 1 << 15) -> list[tuple[bytes, int]]:
+    """getdents64(2): the next entries of an open directory, each with the offset that its successor has (lseek(2)
+    goes back there, whatever changes meanwhile); none at the end."""
+    buffer = bytearray(room)
+    space = (ctypes.c_char * room).from_buffer(buffer)
+    size = _check(_libc.getdents64(fd, space, room), "getdents64")
+    found, at = [], 0
+    while at < size:
+        _, following, length = _DIRENT64.unpack_from(buffer, at)
+        found.append((bytes(buffer[at + 19 : buffer.index(0, at + 19)]), following))
+        at += length
+    return found
+
+
+class Capabilities:
+    """capset(2): the effective capabilities of a thread, as they are and without one of the first 32.
+
+    Made once, so that each switch is one call.
+    """
+
+    def __init__(self, without: int) -> None:
+        self._header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # the version with 64 of them (linux/capability.h), self
+        self._all = (ctypes.c_uint32 * 6)()
+        _check(_libc.capget(self._header, self._all), "capget")
+        self._less = (ctypes.c_uint32 * 6)(*self._all)
+        self._less[0] &= ~(1 << without)
+
+    def reduce(self) -> None:
+        """Go without it."""
+        _check(_libc.capset(self._header, self._less), "capset")
+
+    def restore(self) -> None:
+        """Have it again."""
+        _check(_libc.capset(self._header, self._all), "capset")
 
 
 def umount(path: bytes, flags: int = 0) -> None:
@@ -144,7 +187,7 @@ def move_mount(mount: int, target: int) -> None:
 
 
 def unshare(flags: int) -> None:
-    """unshare(2)."""
+    """unshare(2), capget(2)."""
     _check(_libc.unshare(flags), "unshare")
 
 

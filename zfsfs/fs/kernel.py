@@ -1,16 +1,22 @@
-"""What the kernel is told unasked, and pyfuse3 has no call for: written to /dev/fuse as it is.
+"""What the kernel is told unasked: written to /dev/fuse as it is, past libfuse.
 
-The kernel may wait for a request that we have to answer before it takes a notification: always from a thread.
+The kernel may wait for a request that we have to answer before it takes a notification: always from a thread, but
+for `outdated`.
 
 Sources: include/uapi/linux/fuse.h and fs/fuse/dev.c, fs/fuse/dir.c (fuse_reverse_inval_entry).
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Iterable
 from contextlib import suppress
+
+import trio
+
+from zfsfs.fs.control import CACHES
 
 _HEADER = struct.Struct("=IiQ")
 _INODE = struct.Struct("=Qqq")
@@ -22,21 +28,49 @@ _EXPIRE_ONLY = 1
 class Kernel:
     """The kernel's end of the tree, by the descriptor of /dev/fuse."""
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
+    def __init__(self) -> None:
+        self._fd = -1
 
-    @classmethod
-    def of_this_process(cls) -> Kernel:
-        """By the descriptor that libfuse has opened and keeps to itself."""
+    def attach(self) -> None:
+        """Find the descriptor once the tree is mounted: libfuse has opened it and keeps it to itself."""
         for name in os.listdir("/proc/self/fd"):
             with suppress(OSError):
                 if os.readlink(f"/proc/self/fd/{name}") == "/dev/fuse":
-                    return cls(int(name))
+                    self._fd = int(name)
+                    return
         raise AssertionError("nothing is mounted")
 
+    def detach(self) -> None:
+        """Tell it nothing more: the descriptor is about to be closed."""
+        self._fd = -1
+
     def _send(self, code: int, body: bytes) -> None:
+        if self._fd < 0:
+            return
         with suppress(FileNotFoundError):  # it knows nothing of the kind
             os.write(self._fd, _HEADER.pack(_HEADER.size + len(body), code, 0) + body)
+
+    def outdated(self, ino: int) -> None:
+        """Ask for a file's attributes when they are next needed. Waits for nothing."""
+        self._send(_INVAL_INODE, _INODE.pack(ino, -1, 0))
+
+    def forget(self, ino: int) -> None:
+        """Forget a file's attributes and pages, having written what was gathered. Blocks."""
+        self._send(_INVAL_INODE, _INODE.pack(ino, 0, 0))
+
+    async def changed(self, name: bytes, inodes: list[int]) -> None:
+        """A cache's area shows other contents: forget the names in it and its inodes' attributes and pages."""
+
+        def tell() -> None:
+            for ino in inodes:
+                self.forget(ino)
+            try:
+                self._send(_INVAL_ENTRY, _ENTRY.pack(CACHES, len(name), 0) + name + b"\0")
+            except OSError as failure:
+                if failure.errno != errno.EBUSY:
+                    raise
+
+        await trio.to_thread.run_sync(tell, abandon_on_cancel=True)
 
     def look_up_again(self, names: Iterable[tuple[int, bytes]], folders: Iterable[int]) -> None:
         """Ask for these names, absent or not, when they are next needed, and for the directories' attributes. What is
@@ -45,4 +79,4 @@ class Kernel:
         for parent, name in names:
             self._send(_INVAL_ENTRY, _ENTRY.pack(parent, len(name), _EXPIRE_ONLY) + name + b"\0")
         for ino in folders:
-            self._send(_INVAL_INODE, _INODE.pack(ino, -1, 0))
+            self.outdated(ino)

@@ -22,9 +22,10 @@ from zfsfs.errors import Missing
 from zfsfs.fs import control, status, who
 from zfsfs.fs.area import Area
 from zfsfs.fs.control import FIRST_INODE, Control, Own, Reader
+from zfsfs.fs.handles import DirectoryHandle
 from zfsfs.fs.nodes import Node
-from zfsfs.fs.passthrough import Caller, DirectoryHandle, Passthrough, error
-from zfsfs.fs.replies import absent, answered, attributes, own_attributes
+from zfsfs.fs.passthrough import Caller, Passthrough, error
+from zfsfs.fs.replies import absent, answered, attributes, dot, own_attributes
 from zfsfs.fs.tree import BUILDS, CACHES, RESULTS, Tree
 from zfsfs.fs.users import OWN
 
@@ -32,10 +33,8 @@ log = logging.getLogger(__name__)
 
 _GROUPS = {control.BUILDS: BUILDS, control.RESULTS: RESULTS, control.CACHES: CACHES}
 _GROUP_OF = {"build": control.BUILDS, "result": control.RESULTS, "cache": control.CACHES}
-#: How many entries of a directory come before those that have names.
-_DOTS = 2
 #: Handles of the tree's own files and directories start here; those of areas are descriptors.
-_FIRST_OWN_HANDLE = 1 << 32
+FIRST_OWN_HANDLE = 1 << 32
 
 Attributes = pyfuse3.EntryAttributes
 
@@ -44,28 +43,15 @@ def _caller(ctx: pyfuse3.RequestContext) -> Caller:
     return Caller(ctx.uid, ctx.gid, ctx.pid)
 
 
-async def tell_kernel(name: bytes, inodes: list[int]) -> None:
-    """An area shows other contents: the kernel forgets the names in it and its inodes' attributes and pages."""
-
-    def tell() -> None:
-        for ino in inodes:
-            try:
-                pyfuse3.invalidate_inode(ino)
-            except OSError as failure:
-                if failure.errno != errno.ENOENT:
-                    raise
-        try:
-            pyfuse3.invalidate_entry(control.CACHES, name)
-        except OSError as failure:
-            if failure.errno not in (errno.ENOENT, errno.EBUSY):
-                raise
-
-    # In a thread: the kernel may wait for a request that we have to answer.
-    await trio.to_thread.run_sync(tell, abandon_on_cancel=True)
-
-
 class Operations(pyfuse3.Operations):
     """See the module."""
+
+    # How replies are laid out; the fast lane (lane.py) has its own.
+    entry = staticmethod(attributes)
+    absent = staticmethod(absent)
+    dot = staticmethod(dot)
+    opened = pyfuse3.FileInfo
+    add_entry = staticmethod(pyfuse3.readdir_reply)
 
     supports_dot_lookup = False
     enable_writeback_cache = True
@@ -80,7 +66,7 @@ class Operations(pyfuse3.Operations):
         self._born = time.time_ns()
         self._own: dict[int, list[tuple[int, bytes]] | Reader] = {}
         self._own_users: dict[int, int] = {}  # whose they are, but for root's
-        self._next_own = _FIRST_OWN_HANDLE
+        self._next_own = FIRST_OWN_HANDLE
 
     def met(self, number: int) -> int:
         """An operation fails with this errno: see `Troubles.met`."""
@@ -88,7 +74,8 @@ class Operations(pyfuse3.Operations):
 
     # Finding.
 
-    async def _node(self, ino: int) -> Node:
+    async def node(self, ino: int) -> Node:
+        """The node of a number, its area showing something."""
         node = self._by_ino.get(ino)
         if node is None:
             raise error(errno.EPERM if ino < FIRST_INODE else errno.ESTALE)
@@ -96,8 +83,9 @@ class Operations(pyfuse3.Operations):
             await self._tree.ready(node.area)
         return node
 
-    async def _changing(self, ino: int, uid: int) -> Node:
-        node = await self._node(ino)
+    async def changing(self, ino: int, uid: int) -> Node:
+        """The same, for what is about to be opened or changed."""
+        node = await self.node(ino)
         await self._tree.begin(node.area, uid)
         return node
 
@@ -118,19 +106,19 @@ class Operations(pyfuse3.Operations):
     async def _root_of(self, area: Area) -> Attributes:
         if area.view is None:
             await self._tree.ready(area)
-        return attributes(area.root.ino, os.fstat(area.fd), area.timeout)
+        return self.entry(area.root.ino, os.fstat(area.fd), area.timeout)
 
     @answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: object) -> Attributes:
         if parent_inode < FIRST_INODE:
             return await self._lookup_own(parent_inode, name)
-        parent = await self._node(parent_inode)
+        parent = await self.node(parent_inode)
         try:
             node, st = self._files.lookup(parent, name)
         except FileNotFoundError:
-            return absent(parent.area.absent(parent, name))
+            return self.absent(parent.area.absent(parent, name))
         node.lookups += 1
-        return attributes(node.ino, st, node.area.timeout)
+        return self.entry(node.ino, st, node.area.timeout)
 
     async def _lookup_own(self, parent: int, name: bytes) -> Attributes:
         if parent not in _GROUPS:
@@ -149,10 +137,14 @@ class Operations(pyfuse3.Operations):
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for ino, count in inode_list:
-            if ino >= FIRST_INODE:
-                self._tree.table.forget(ino, count)
-            else:
-                self._control.forget(ino, count)
+            self.forgotten(ino, count)
+
+    def forgotten(self, ino: int, count: int) -> None:
+        """The kernel gives an inode number back."""
+        if ino >= FIRST_INODE:
+            self._tree.table.forget(ino, count)
+        else:
+            self._control.forget(ino, count)
 
     @answered
     async def getattr(self, inode: int, ctx: object) -> Attributes:
@@ -160,10 +152,10 @@ class Operations(pyfuse3.Operations):
             own = self._control.get(inode)
             await self._grown(own)
             return self._own_attributes(own)
-        return self._attributes(await self._node(inode))
+        return self._attributes(await self.node(inode))
 
     def _attributes(self, node: Node) -> Attributes:
-        return attributes(node.ino, self._files.stat(node), node.area.timeout)
+        return self.entry(node.ino, self._files.stat(node), node.area.timeout)
 
     @answered
     async def setattr(
@@ -174,7 +166,7 @@ class Operations(pyfuse3.Operations):
         fh: int | None,
         ctx: pyfuse3.RequestContext,
     ) -> Attributes:
-        node = await self._changing(inode, ctx.uid)
+        node = await self.changing(inode, ctx.uid)
         files = self._files
         if fields.update_size:
             files.truncate(node, attr.st_size, None if fh is None else files.file(fh))
@@ -190,20 +182,20 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def readlink(self, inode: int, ctx: object) -> bytes:
-        return self._files.readlink(await self._node(inode))
+        return self._files.readlink(await self.node(inode))
 
     # Making and removing.
 
     def _entry(self, parent: Node, name: bytes) -> Attributes:
         node, st = self._files.lookup(parent, name)
         node.lookups += 1
-        return attributes(node.ino, st, node.area.timeout)
+        return self.entry(node.ino, st, node.area.timeout)
 
     @answered
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> Attributes:
-        parent = await self._changing(parent_inode, ctx.uid)
+        parent = await self.changing(parent_inode, ctx.uid)
         self._files.mknod(parent, name, mode, rdev, _caller(ctx))
         return self._entry(parent, name)
 
@@ -215,13 +207,13 @@ class Operations(pyfuse3.Operations):
             entry = await self._root_of(area)
             self._found(area)
             return entry
-        parent = await self._changing(parent_inode, ctx.uid)
+        parent = await self.changing(parent_inode, ctx.uid)
         self._files.mkdir(parent, name, stat.S_IMODE(mode), caller)
         return self._entry(parent, name)
 
     @answered
     async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext) -> Attributes:
-        parent = await self._changing(parent_inode, ctx.uid)
+        parent = await self.changing(parent_inode, ctx.uid)
         self._files.symlink(parent, name, target, _caller(ctx))
         return self._entry(parent, name)
 
@@ -231,20 +223,20 @@ class Operations(pyfuse3.Operations):
     ) -> Attributes:
         if new_parent_inode < FIRST_INODE:
             raise error(errno.EPERM)
-        parent = await self._changing(new_parent_inode, ctx.uid)
-        self._files.link(await self._node(inode), parent, new_name)
+        parent = await self.changing(new_parent_inode, ctx.uid)
+        self._files.link(await self.node(inode), parent, new_name)
         return self._entry(parent, new_name)
 
     @answered
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        self._files.unlink(await self._changing(parent_inode, ctx.uid), name)
+        self._files.unlink(await self.changing(parent_inode, ctx.uid), name)
 
     @answered
     async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         if parent_inode in _GROUPS:
             await self._tree.rmdir(_GROUPS[parent_inode], name)
         else:
-            self._files.rmdir(await self._changing(parent_inode, ctx.uid), name)
+            self._files.rmdir(await self.changing(parent_inode, ctx.uid), name)
 
     @answered
     async def rename(
@@ -266,8 +258,8 @@ class Operations(pyfuse3.Operations):
                 parent_inode_old < FIRST_INODE and parent_inode_new < FIRST_INODE
             )
             raise error(errno.EPERM if same else errno.EXDEV)
-        old = await self._changing(parent_inode_old, ctx.uid)
-        new = await self._changing(parent_inode_new, ctx.uid)
+        old = await self.changing(parent_inode_old, ctx.uid)
+        new = await self.changing(parent_inode_new, ctx.uid)
         self._files.rename(old, name_old, new, name_new, flags, _caller(ctx))
 
     # Extended attributes.
@@ -278,7 +270,7 @@ class Operations(pyfuse3.Operations):
             raise error(errno.ENODATA)
         if name == who.NAME:
             return await self._holders(inode, ctx.uid)
-        node = await self._node(inode)
+        node = await self.node(inode)
         if node.parent is None and name.startswith(b"user.zfsfs."):
             value = await status.xattr(self._tree, node.area, name)
             if value is None:
@@ -301,20 +293,20 @@ class Operations(pyfuse3.Operations):
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
         if inode < FIRST_INODE:
             return []
-        node = await self._node(inode)
+        node = await self.node(inode)
         mine = status.xattr_names(node.area) if node.parent is None else []
         return mine + self._files.listxattr(node, _caller(ctx))
 
     @answered
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
-        node = await self._changing(inode, ctx.uid)
+        node = await self.changing(inode, ctx.uid)
         if node.parent is None and name.startswith(b"user.zfsfs."):
             raise error(errno.EPERM)
         self._files.setxattr(node, name, value, _caller(ctx))
 
     @answered
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        self._files.removexattr(await self._changing(inode, ctx.uid), name)
+        self._files.removexattr(await self.changing(inode, ctx.uid), name)
 
     # Files.
 
@@ -328,10 +320,10 @@ class Operations(pyfuse3.Operations):
                 raise error(errno.EISDIR)
             with self._files.users.taking(OWN, ctx.uid):
                 reader = await file.open(control.Asker(ctx.uid, ctx.pid, flags))
-            return pyfuse3.FileInfo(fh=self._keep_own(reader, ctx.uid), direct_io=True)
-        node = await self._changing(inode, ctx.uid)
+            return self.opened(fh=self._keep_own(reader, ctx.uid), direct_io=True)
+        node = await self.changing(inode, ctx.uid)
         handle = self._files.open(node, flags, _caller(ctx))
-        return pyfuse3.FileInfo(fh=handle.fd, direct_io=handle.direct, keep_cache=not handle.direct)
+        return self.opened(fh=handle.fd, direct_io=handle.direct, keep_cache=not handle.direct)
 
     def _keep_own(self, contents: list[tuple[int, bytes]] | Reader, uid: int) -> int:
         self._next_own += 1
@@ -349,11 +341,11 @@ class Operations(pyfuse3.Operations):
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, Attributes]:
-        parent = await self._changing(parent_inode, ctx.uid)
+        parent = await self.changing(parent_inode, ctx.uid)
         handle = self._files.create(parent, name, mode, flags, _caller(ctx))
         handle.node.lookups += 1
-        info = pyfuse3.FileInfo(fh=handle.fd, keep_cache=True)
-        return info, attributes(handle.node.ino, os.fstat(handle.fd), handle.node.area.timeout)
+        info = self.opened(fh=handle.fd, keep_cache=True)
+        return info, self.entry(handle.node.ino, os.fstat(handle.fd), handle.node.area.timeout)
 
     @answered
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -389,7 +381,7 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def fsync(self, fh: int, datasync: bool) -> None:
-        if fh < _FIRST_OWN_HANDLE:
+        if fh < FIRST_OWN_HANDLE:
             await self._files.fsync(fh, datasync)
 
     # Directories.
@@ -400,7 +392,7 @@ class Operations(pyfuse3.Operations):
             names = self._tree.names(_GROUPS[inode]) if inode in _GROUPS else self._control.names(inode)
             self._files.users.take(OWN, ctx.uid)
             return self._keep_own([(inode, name) for name in [b".", b"..", *names]], ctx.uid)
-        return self._files.opendir(await self._changing(inode, ctx.uid), _caller(ctx)).fd
+        return self._files.opendir(await self.changing(inode, ctx.uid), _caller(ctx)).fd
 
     @answered
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
@@ -411,33 +403,28 @@ class Operations(pyfuse3.Operations):
             return
         handle = self._files.handles[fh]
         assert isinstance(handle, DirectoryHandle)
-        if start_id == 0:
-            await self._files.read_names(handle)
-        node, names = handle.node, handle.names
-        if start_id < _DOTS and not self._read_dots(node, start_id, token):
-            return
-        for position in range(max(start_id, _DOTS), len(names) + _DOTS):
-            name = names[position - _DOTS]
+        node = handle.node
+        for name, following in handle.entries(start_id):
+            if name in (b".", b".."):
+                if not self.add_entry(token, name, self.dot(self._dot_of(node, name)), following):
+                    return
+                continue
             try:
                 found, st = self._files.lookup(node, name)
             except FileNotFoundError:
                 continue  # removed since the directory was read
-            if not pyfuse3.readdir_reply(token, name, attributes(found.ino, st, found.area.timeout), position + 1):
+            if not self.add_entry(token, name, self.entry(found.ino, st, found.area.timeout), following):
                 if not found.lookups:
                     self._tree.table.forget(found.ino, 0)
                 return
             found.lookups += 1
 
-    def _read_dots(self, node: Node, start: int, token: pyfuse3.ReaddirToken) -> bool:
-        """'.' and '..', whose inodes the kernel doesn't count as looked up; False when there was no room."""
-        above = node.parent.ino if node.parent is not None else _GROUP_OF[node.area.place.kind]
-        for position, ino in ((0, node.ino), (1, above)):
-            if position >= start:
-                entry = Attributes()
-                entry.st_ino, entry.st_mode = ino, stat.S_IFDIR
-                if not pyfuse3.readdir_reply(token, b"." * (position + 1), entry, position + 1):
-                    return False
-        return True
+    @staticmethod
+    def _dot_of(node: Node, name: bytes) -> int:
+        """The inode of '.' or '..'. The kernel doesn't count it as looked up."""
+        if name == b".":
+            return node.ino
+        return node.parent.ino if node.parent is not None else _GROUP_OF[node.area.place.kind]
 
     async def _read_own(self, entries: list[tuple[int, bytes]], start: int, token: pyfuse3.ReaddirToken) -> None:
         for position in range(start, len(entries)):
@@ -457,7 +444,7 @@ class Operations(pyfuse3.Operations):
                     entry = self._own_attributes(found)
             except (Missing, OSError):
                 continue  # it has gone since
-            if not pyfuse3.readdir_reply(token, name, entry, position + 1):
+            if not self.add_entry(token, name, entry, position + 1):
                 if isinstance(found, Own):
                     self._control.forget(found.ino, 0)
                 return
@@ -473,7 +460,7 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        if fh < _FIRST_OWN_HANDLE:
+        if fh < FIRST_OWN_HANDLE:
             await self._files.fsync(fh, datasync)
 
     @answered

@@ -12,11 +12,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from zfsfs import syscalls
 from zfsfs.fs.area import Area
+from zfsfs.fs.backing import Backings
+from zfsfs.fs.handles import DirectoryHandle, FileHandle
 from zfsfs.fs.nodes import Node, NodeTable, stale
 from zfsfs.fs.users import FILE, Users
 from zfsfs.fs.workers import Workers
@@ -24,6 +27,8 @@ from zfsfs.fs.workers import Workers
 _ROOT = os.geteuid() == 0
 #: Reading through us moves no times, as results promise. Who isn't root may ask for that of own files only.
 _NOATIME = os.O_NOATIME if _ROOT else 0
+#: The coarsest clock that filesystems date changes with, and some more; in ns.
+_TICK = 100_000_000
 _SET_ID = stat.S_ISUID | stat.S_ISGID
 
 
@@ -52,31 +57,6 @@ class Caller:
         return found
 
 
-@dataclass(eq=False, slots=True)
-class FileHandle:
-    """An open file."""
-
-    fd: int
-    node: Node
-    writing: bool
-    append: bool = False
-    uid: int = 0
-    guest: bool = False
-    direct: bool = False  # the kernel keeps nothing of what is read by it
-
-
-@dataclass(eq=False, slots=True)
-class DirectoryHandle:
-    """An open directory. `names` is what it held when it was last read from the start: positions in it stay
-    good whatever changes meanwhile."""
-
-    fd: int
-    node: Node
-    names: list[bytes] = field(default_factory=list)
-    uid: int = 0
-    guest: bool = False
-
-
 def error(number: int) -> OSError:
     """An OSError with its usual text."""
     return OSError(number, os.strerror(number))
@@ -96,6 +76,10 @@ class Passthrough:
         self.descriptors = table.descriptors
         self.workers = workers
         self.handles: dict[int, FileHandle | DirectoryHandle] = {}
+        #: Where the kernel reads and writes by itself; and how it is told that a file's attributes have changed.
+        self.backings: Backings | None = None
+        self.outdated: Callable[[int], None] = lambda ino: None
+        self.full: Callable[[int], object] = lambda number: None
         #: Files that were written into, and what time the kernel believes them to have, see `_timed`.
         self._written: dict[Node, int] = {}
 
@@ -278,6 +262,14 @@ class Passthrough:
         self._changing(node.area)
         syscalls.fchownat(self.descriptors.of(node), uid, gid)
 
+    def chown_to_nobody_new(self, node: Node, uid: int) -> None:
+        """chown(2) with neither user nor group, which dates the change and clears set-user-ID all the same. That the
+        caller may do so is not checked by the kernel."""
+        st = self.stat(node)
+        if st.st_mode & _SET_ID and not stat.S_ISDIR(st.st_mode) and uid not in (0, st.st_uid):
+            raise error(errno.EPERM)
+        self.chown(node, -1, -1)
+
     def truncate(self, node: Node, size: int, handle: FileHandle | None) -> None:
         """truncate(2), or ftruncate(2) by a handle."""
         self._changing(node.area)
@@ -285,6 +277,14 @@ class Passthrough:
             os.ftruncate(handle.fd, size)
         else:
             os.truncate(magic(self.descriptors.of(node)), size)
+
+    def clear_set_id(self, node: Node) -> None:
+        """Take the bits away that writing takes away."""
+        fd = os.open(magic(self.descriptors.of(node)), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            _clear_set_id(fd)
+        finally:
+            os.close(fd)
 
     def utime(self, node: Node, atime: int, mtime: int) -> None:
         """utimensat(2) of a file, or of a link itself, in ns."""
@@ -350,14 +350,39 @@ class Passthrough:
 
     def _opened(self, handle: FileHandle) -> FileHandle:
         self.handles[handle.fd] = handle
-        handle.node.opens += 1
-        handle.node.area.opened(handle.writing, handle.guest)
+        node = handle.node
+        node.opens += 1
+        node.area.opened(handle.writing, handle.guest)
+        if self.backings is not None and not handle.direct:
+            # What is read-only is cached by the kernel instead: it is to be read without a trace, and has no writers.
+            wanted = node.kind == stat.S_IFREG and not node.area.read_only
+            handle.backing = self.backings.opened(node, handle.fd, wanted, not handle.uid)
+            if handle.backing and handle.writing and handle.uid and self.backings.roots(node):
+                _clear_set_id(handle.fd)
+            if handle.backing and handle.writing and not node.area.changed:
+                handle.before = _traces(handle.fd)
+                # Two changes within a tick of the clock leave the same time.
+                node.area.changed = time.time_ns() - handle.before[0] < _TICK
         return handle
 
     def kept(self, area: Area) -> int:
         """How many files are open beneath that the kernel keeps pages of."""
         handles = self.handles.values()
         return sum(isinstance(each, FileHandle) and each.node.area is area and not each.direct for each in handles)
+
+    def notice(self) -> None:
+        """See which areas were changed by those who have files of them open."""
+        for handle in self.handles.values():
+            if isinstance(handle, FileHandle):
+                self._notice(handle)
+
+    @staticmethod
+    def _notice(handle: FileHandle) -> None:
+        area = handle.node.area
+        if handle.before is None or area.changed:
+            return
+        os.fdatasync(handle.fd)  # only so does ZFS date what was written through a mapping
+        area.changed = _traces(handle.fd) != handle.before
 
     def file(self, number: int) -> FileHandle:
         """The open file of that number."""
@@ -371,10 +396,14 @@ class Passthrough:
 
     async def write(self, handle: FileHandle, offset: int, data: bytes) -> int:
         """pwrite(2), all of it or an error: the kernel takes no notice when less of a page was written."""
+        return await self.workers.run(self.to_write(handle, offset, data))
+
+    def to_write(self, handle: FileHandle, offset: int, data: bytes) -> Callable[[], int]:
+        """What a worker has to do for a write."""
         handle.node.area.changed = True
         if handle.node not in self._written:
             self._written[handle.node] = os.fstat(handle.fd).st_mtime_ns
-        return await self.workers.run(lambda: _write_all(handle.fd, data, offset))
+        return lambda: _write_all(handle.fd, data, offset)
 
     def _timed(self, handle: FileHandle | DirectoryHandle) -> None:
         """Give a file the time back that it had before it was written into.
@@ -382,9 +411,9 @@ class Passthrough:
         The kernel keeps the time of what it gathers, and sends it after the data; but not when it is the one that it
         knows already (of a file that is written in the tick in which it was made). Then it is our write that is late.
         """
-        time = self._written.pop(handle.node, None)
-        if time is not None:
-            os.utime(handle.fd, ns=(os.fstat(handle.fd).st_atime_ns, time))
+        then = self._written.pop(handle.node, None)
+        if then is not None:
+            os.utime(handle.fd, ns=(os.fstat(handle.fd).st_atime_ns, then))
 
     async def fsync(self, number: int, data_only: bool) -> None:
         """fsync(2), fdatasync(2)."""
@@ -396,8 +425,14 @@ class Passthrough:
     def close(self, number: int) -> None:
         """close(2)."""
         handle = self.handles.pop(number)
+        node = handle.node
         try:
             self._timed(handle)
+            if isinstance(handle, FileHandle) and self.backings is not None and not handle.direct:
+                self._notice(handle)
+                self.backings.closed(node)
+                if handle.backing and handle.writing:
+                    self._written_by_kernel(handle)
         finally:
             os.close(handle.fd)
             if handle.uid:
@@ -405,6 +440,13 @@ class Passthrough:
             area = handle.node.area
             self.table.closed(handle.node)
             area.closed(isinstance(handle, FileHandle) and handle.writing, handle.guest)
+
+    def _written_by_kernel(self, handle: FileHandle) -> None:
+        """A file is closed into which the kernel has written by itself."""
+        if handle.node.lookups:
+            self.outdated(handle.node.ino)  # of what is written through a mapping it learns nothing
+        if not os.fstatvfs(handle.fd).f_bavail:
+            self.full(errno.ENOSPC)  # of which only the writer has heard
 
     # Open directories.
 
@@ -420,9 +462,11 @@ class Passthrough:
         node.area.opened(False, handle.guest)
         return handle
 
-    async def read_names(self, handle: DirectoryHandle) -> None:
-        """Read a directory from its start."""
-        handle.names = [os.fsencode(name) for name in await self.workers.run(lambda: os.listdir(handle.fd))]
+
+def _traces(fd: int) -> tuple[int, int, int]:
+    """What shows that a file was written into."""
+    st = os.fstat(fd)
+    return st.st_ctime_ns, st.st_mtime_ns, st.st_size
 
 
 def _group(folder: int, caller: Caller) -> int:

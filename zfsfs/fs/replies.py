@@ -67,6 +67,13 @@ def absent(timeout: float) -> pyfuse3.EntryAttributes:
     return entry
 
 
+def dot(ino: int) -> pyfuse3.EntryAttributes:
+    """'.' or '..' in a listing."""
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino, entry.st_mode = ino, stat.S_IFDIR
+    return entry
+
+
 def _met(operations: Any, number: int) -> int:
     found: int = operations.met(number)
     return found

@@ -140,6 +140,14 @@ class Tree:
         elif area.view is None:
             await self.ready(area)
 
+    @staticmethod
+    def begun(area: Area) -> bool:
+        """Whether `begin` would have nothing to wait for."""
+        place = area.place
+        if isinstance(place, CachePlace) and not place.discarded and (place.session is None or place.closing):
+            return False
+        return area.view is not None
+
     # Verbs.
 
     async def mkdir(self, group: bytes, name: bytes, mode: int, caller: Caller) -> Area:

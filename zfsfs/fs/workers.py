@@ -59,6 +59,10 @@ class Workers:
                 with contextlib.suppress(trio.RunFinishedError):
                     token.run_sync_soon(event.set)
 
+    def put(self, function: Callable[[], None]) -> None:
+        """Run a function in a thread. It sees to its errors and to what comes of it."""
+        self._calls.put(_Call(function))
+
     async def run(self, function: Callable[[], T]) -> T:
         """The function's result, or what it raised; it runs in a thread."""
         call = _Call(function)

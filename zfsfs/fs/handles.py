@@ -1,0 +1,55 @@
+"""Open files and directories of areas."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from zfsfs import syscalls
+from zfsfs.fs.nodes import Node
+
+
+@dataclass(eq=False, slots=True)
+class FileHandle:
+    """An open file."""
+
+    fd: int
+    node: Node
+    writing: bool
+    append: bool = False
+    uid: int = 0
+    guest: bool = False
+    direct: bool = False  # the kernel keeps nothing of what is read by it
+    backing: int = 0
+    before: tuple[int, int, int] | None = None  # what is changed by who writes through the backing
+
+
+@dataclass(eq=False, slots=True)
+class DirectoryHandle:
+    """An open directory. Positions in it are those of the filesystem beneath: good whatever changes meanwhile, and
+    for any other handle of it. `_batch` holds what was read and not yet taken, the next one last; it begins `_at`."""
+
+    fd: int
+    node: Node
+    uid: int = 0
+    guest: bool = False
+    _batch: list[tuple[bytes, int]] = field(default_factory=list)
+    _at: int = 0
+
+    def entries(self, offset: int) -> Iterator[tuple[bytes, int]]:
+        """The names from an offset on, each with its successor's offset. What was yielded last counts as taken once
+        the next is asked for."""
+        if offset != self._at or offset == 0:  # from the start: what is there now
+            os.lseek(self.fd, offset, os.SEEK_SET)
+            self._batch, self._at = [], offset
+        while True:
+            while self._batch:
+                entry = self._batch[-1]
+                yield entry
+                self._at = entry[1]
+                self._batch.pop()
+            self._batch = syscalls.directory_entries(self.fd)
+            if not self._batch:
+                return
+            self._batch.reverse()

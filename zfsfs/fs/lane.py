@@ -1,0 +1,379 @@
+"""The fast lane: requests on what lies in areas, answered at once and in the kernel's own format.
+
+`Operations` decides what a request means; here its handlers are called without the event loop, and what they return
+is already laid out as the kernel wants it. A handler returns None when something has to be waited for (an area that
+shows nothing yet, a session that has to be opened first): the line calls it again after `prepare`. What is not in
+`HANDLERS`, and what is on the tree's own files and directories, is left to pyfuse3.
+
+Guarantees: a handler that returned None has done nothing. Reads and writes are carried out by the workers, which
+answer by themselves.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from zfsfs.fs import wire
+from zfsfs.fs.backing import Backings
+from zfsfs.fs.control import FIRST_INODE
+from zfsfs.fs.handles import FileHandle
+from zfsfs.fs.nodes import Node
+from zfsfs.fs.operations import FIRST_OWN_HANDLE, Operations
+from zfsfs.fs.passthrough import Passthrough
+from zfsfs.fs.tree import Tree
+
+log = logging.getLogger(__name__)
+
+#: A worker will answer.
+SILENT = b""
+
+
+@dataclass(slots=True)
+class Context:
+    """Who asks, as pyfuse3 would say it."""
+
+    uid: int
+    gid: int
+    pid: int
+    umask: int = 0
+
+
+@dataclass(slots=True)
+class _Attributes:
+    """What SETATTR sets, as pyfuse3 would say it."""
+
+    st_size: int
+    st_mode: int
+    st_uid: int
+    st_gid: int
+    st_atime_ns: int
+    st_mtime_ns: int
+    st_ctime_ns: int
+
+
+@dataclass(slots=True)
+class _Fields:
+    update_atime: bool
+    update_mtime: bool
+    update_ctime: bool
+    update_mode: bool
+    update_uid: bool
+    update_gid: bool
+    update_size: bool
+
+
+@dataclass(slots=True)
+class Opened:
+    """The reply to an open, as pyfuse3 would say it."""
+
+    fh: int
+    direct_io: bool = False
+    keep_cache: bool = True
+
+
+class WireOperations(Operations):
+    """The same operations, with attributes as the kernel wants them."""
+
+    entry = staticmethod(wire.entry)  # type: ignore[assignment]
+    absent = staticmethod(wire.absent)  # type: ignore[assignment]
+    dot = staticmethod(wire.dot)  # type: ignore[assignment]
+    opened = Opened  # type: ignore[assignment]
+    add_entry = staticmethod(wire.add)  # type: ignore[assignment]
+
+
+class Answer(Protocol):
+    """Answers a request: its number, an errno or 0, and the reply."""
+
+    def __call__(self, unique: int, number: int, reply: bytes = b"", /) -> None: ...
+
+
+Handler = Callable[["Lane", int, int, Context, memoryview], bytes | None]
+
+
+def _now(handler: Coroutine[Any, Any, Any]) -> Any:
+    """What a handler returns that has nothing to wait for."""
+    try:
+        handler.send(None)
+    except StopIteration as done:
+        return done.value
+    handler.close()
+    raise RuntimeError(f"{handler!r} waited in the fast lane")
+
+
+def _raw(handler: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """A handler without the translation of errors that pyfuse3 needs: the line does its own."""
+    wrapped: Callable[..., Coroutine[Any, Any, Any]] = handler.__wrapped__  # type: ignore[attr-defined]
+    return wrapped
+
+
+_lookup, _getattr, _setattr = _raw(Operations.lookup), _raw(Operations.getattr), _raw(Operations.setattr)
+_readlink, _mknod, _mkdir = _raw(Operations.readlink), _raw(Operations.mknod), _raw(Operations.mkdir)
+_symlink, _link, _unlink = _raw(Operations.symlink), _raw(Operations.link), _raw(Operations.unlink)
+_rmdir, _rename, _open = _raw(Operations.rmdir), _raw(Operations.rename), _raw(Operations.open)
+_create, _release, _opendir = _raw(Operations.create), _raw(Operations.release), _raw(Operations.opendir)
+_readdir, _getxattr = _raw(Operations.readdir), _raw(Operations.getxattr)
+
+
+def _name(body: memoryview) -> bytes:
+    return bytes(body[:-1])
+
+
+class Lane:
+    """See the module. Its methods take a request's number, inode, caller and body."""
+
+    def __init__(self, tree: Tree, files: Passthrough, operations: WireOperations, answer: Answer) -> None:
+        self._tree = tree
+        self._files = files
+        self._ops = operations
+        self._answer = answer
+        self._by_ino = tree.table.by_ino
+
+    def _ready(self, ino: int) -> Node | None:
+        """The node, if it can be looked at without waiting."""
+        node = self._by_ino.get(ino) if ino >= FIRST_INODE else None
+        return node if node is not None and node.area.view is not None else None
+
+    def _begun(self, ino: int) -> Node | None:
+        """The node, if it can be changed or opened without waiting."""
+        node = self._by_ino.get(ino) if ino >= FIRST_INODE else None
+        return node if node is not None and self._tree.begun(node.area) else None
+
+    async def prepare(self, opcode: int, ino: int, uid: int, body: memoryview) -> None:
+        """Wait until a request that was left can be answered. Raises OSError, ZfsfsError."""
+        also = wire.U64.unpack_from(body)[0] if opcode in (wire.RENAME, wire.RENAME2, wire.LINK) else ino
+        for each in {ino, also}:
+            if opcode in _LOOKING:
+                await self._ops.node(each)
+            else:
+                await self._ops.changing(each, uid)
+
+    def lookup(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
+        return _now(_lookup(self._ops, ino, _name(body), ctx)) if self._ready(ino) else None
+
+    def getattr(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
+        return wire.attributes(_now(_getattr(self._ops, ino, ctx))) if self._ready(ino) else None
+
+    def setattr(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
+        if not self._begun(ino):
+            return None
+        (valid, _, handle, size, _, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns, mode, _, uid, gid) = (
+            wire.SETATTR_IN.unpack_from(body)
+        )
+        now = wire.now() if valid & (wire.ATIME_NOW | wire.MTIME_NOW) else 0
+        new = _Attributes(
+            size,
+            mode,
+            uid,
+            gid,
+            now if valid & wire.ATIME_NOW else atime * 1_000_000_000 + atime_ns,
+            now if valid & wire.MTIME_NOW else mtime * 1_000_000_000 + mtime_ns,
+            ctime * 1_000_000_000 + ctime_ns,
+        )
+        fields = _Fields(
+            bool(valid & (wire.ATIME | wire.ATIME_NOW)),
+            bool(valid & (wire.MTIME | wire.MTIME_NOW)),
+            bool(valid & wire.CTIME),
+            bool(valid & wire.MODE),
+            bool(valid & wire.UID),
+            bool(valid & wire.GID),
+            bool(valid & wire.SIZE),
+        )
+        fh = handle if valid & wire.HANDLE else None
+        if valid & wire.SIZE and valid & wire.KILL_SET_ID:
+            self._files.clear_set_id(self._by_ino[ino])
+        elif not valid & wire.WHAT:
+            self._files.chown_to_nobody_new(self._by_ino[ino], ctx.uid)
+        return wire.attributes(_now(_setattr(self._ops, ino, new, fields, fh, ctx)))
+
+    def readlink(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
+        return _now(_readlink(self._ops, ino, ctx)) if self._ready(ino) else None
+
+    def back(self, backings: Backings) -> None:
+        """From now on the kernel reads and writes open files by itself."""
+        self._files.backings = backings
+
+    def met(self, number: int) -> int:
+        """An operation fails with this errno: see `Troubles.met`."""
+        return self._ops.met(number)
+
+    def forget(self, ino: int, count: int) -> None:
+        self._ops.forgotten(ino, count)
+
+    # Making and removing.
+
+    def mknod(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
+        if not self._begun(ino):
+            return None
+        mode, device, ctx.umask, _ = wire.MKNOD_IN.unpack_from(body)
+        entry: bytes = _now(_mknod(self._ops, ino, _name(body[16:]), mode, device, ctx))
+        return entry
+
+    def mkdir(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
+        if not self._begun(ino):
+            return None
+        mode, ctx.umask = wire.TWO_U32.unpack_from(body)
+        entry: bytes = _now(_mkdir(self._ops, ino, _name(body[8:]), mode, ctx))
+        return entry
+
+    def symlink(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
+        if not self._begun(ino):
+            return None
+        name, target = bytes(body).split(b"\0")[:2]
+        entry: bytes = _now(_symlink(self._ops, ino, name, target, ctx))
+        return entry
+
+    def link(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
+        (node,) = wire.U64.unpack_from(body)
+        if not self._begun(ino) or not self._begun(node):
+            return None
+        entry: bytes = _now(_link(self._ops, node, ino, _name(body[8:]), ctx))
+        return entry
+
+    def unlink(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
+        if not self._begun(ino):
+            return None
+        _now(_unlink(self._ops, ino, _name(body), ctx))
+        return wire.DONE
+
+    def rmdir(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
+        if not self._begun(ino):
+            return None
+        _now(_rmdir(self._ops, ino, _name(body), ctx))
+        return wire.DONE
+
+    def rename(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
+        (parent,) = wire.U64.unpack_from(body)
+        return self._renamed(ino, parent, 0, ctx, body[8:])
+
+    def rename2(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
+        parent, flags, _ = wire.RENAME2_IN.unpack_from(body)
+        return self._renamed(ino, parent, flags, ctx, body[16:])
+
+    def _renamed(self, old: int, new: int, flags: int, ctx: Context, names: memoryview) -> bytes | None:
+        if not self._begun(old) or not self._begun(new):
+            return None
+        old_name, new_name = bytes(names).split(b"\0")[:2]
+        _now(_rename(self._ops, old, old_name, new, new_name, flags, ctx))
+        return wire.DONE
+
+    # Files.
+
+    def open(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
+        if not self._begun(ino):
+            return None
+        (flags,) = wire.U32.unpack_from(body)
+        return self._opened(_now(_open(self._ops, ino, flags, ctx)).fh)
+
+    def _opened(self, number: int) -> bytes:
+        handle = self._files.file(number)
+        how = wire.BACKED if handle.backing else wire.DIRECT_IO if handle.direct else wire.KEEP_CACHE
+        return wire.OPENED.pack(number, how, handle.backing)
+
+    def create(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
+        if not self._begun(ino):
+            return None
+        flags, mode, ctx.umask, _ = wire.CREATE_IN.unpack_from(body)
+        opened, entry = _now(_create(self._ops, ino, _name(body[16:]), mode, flags, ctx))
+        reply: bytes = entry + self._opened(opened.fh)
+        return reply
+
+    def release(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
+        (handle,) = wire.U64.unpack_from(body)
+        if handle >= FIRST_OWN_HANDLE:
+            return None
+        _now(_release(self._ops, handle))
+        return wire.DONE
+
+    def read(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
+        number, offset, size = wire.READ_IN.unpack_from(body)
+        handle = self._files.handles.get(number)
+        if not isinstance(handle, FileHandle):
+            return None
+        fd = handle.fd
+        self._files.workers.put(lambda: self._carry_out(unique, lambda: os.pread(fd, size, offset)))
+        return SILENT
+
+    def write(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
+        number, offset, size = wire.READ_IN.unpack_from(body)
+        handle = self._files.handles.get(number)
+        if not isinstance(handle, FileHandle):
+            return None
+        write = self._files.to_write(handle, offset, bytes(body[wire.READ_SIZE : wire.READ_SIZE + size]))
+        self._files.workers.put(lambda: self._carry_out(unique, lambda: wire.TWO_U32.pack(write(), 0)))
+        return SILENT
+
+    def _carry_out(self, unique: int, call: Callable[[], bytes]) -> None:
+        try:
+            result = call()
+        except OSError as failure:
+            self._answer(unique, failure.errno or 5)
+            return
+        try:
+            self._answer(unique, 0, result)
+        except OSError:
+            log.exception("the kernel did not take a reply")
+
+    # Directories and attributes.
+
+    def opendir(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
+        node = self._begun(ino)
+        if node is None:
+            return None
+        how = 0 if node.area.frozen else wire.KEEP_CACHE | wire.CACHE_DIR
+        return wire.OPENED.pack(_now(_opendir(self._ops, ino, ctx)), how, 0)
+
+    def readdirplus(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
+        number, offset, size = wire.READ_IN.unpack_from(body)
+        if number >= FIRST_OWN_HANDLE:
+            return None
+        listing = wire.Listing(size)
+        _now(_readdir(self._ops, number, offset, listing))
+        return b"".join(listing.parts) or wire.DONE
+
+    def getxattr(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
+        name = _name(body[8:])
+        if name.startswith(b"user.zfsfs.") or not self._ready(ino):
+            return None  # what is not in the file takes its time to find out
+        (size,) = wire.U32.unpack_from(body)
+        value = _now(_getxattr(self._ops, ino, name, ctx))
+        if size == 0:
+            return wire.TWO_U32.pack(len(value), 0)
+        if len(value) > size:
+            raise OSError(34, os.strerror(34))
+        return value or wire.DONE
+
+
+_LOOKING = (wire.LOOKUP, wire.GETATTR, wire.READLINK)
+#: What is answered here as soon as the area is ready, see `Lane.prepare`.
+PREPARED = {
+    *_LOOKING, wire.SETATTR, wire.SYMLINK, wire.MKNOD, wire.MKDIR, wire.UNLINK, wire.RMDIR,
+    wire.RENAME, wire.RENAME2, wire.LINK, wire.OPEN, wire.CREATE, wire.OPENDIR,
+}  # fmt: skip
+
+HANDLERS: dict[int, Handler] = {
+    wire.LOOKUP: Lane.lookup,
+    wire.GETATTR: Lane.getattr,
+    wire.SETATTR: Lane.setattr,
+    wire.READLINK: Lane.readlink,
+    wire.SYMLINK: Lane.symlink,
+    wire.MKNOD: Lane.mknod,
+    wire.MKDIR: Lane.mkdir,
+    wire.UNLINK: Lane.unlink,
+    wire.RMDIR: Lane.rmdir,
+    wire.RENAME: Lane.rename,
+    wire.RENAME2: Lane.rename2,
+    wire.LINK: Lane.link,
+    wire.OPEN: Lane.open,
+    wire.CREATE: Lane.create,
+    wire.READ: Lane.read,
+    wire.WRITE: Lane.write,
+    wire.RELEASE: Lane.release,
+    wire.OPENDIR: Lane.opendir,
+    wire.READDIRPLUS: Lane.readdirplus,
+    wire.RELEASEDIR: Lane.release,
+    wire.GETXATTR: Lane.getxattr,
+}

@@ -1,0 +1,136 @@
+"""The kernel's FUSE protocol, as far as the fast lane speaks it: what requests hold and how replies are laid out.
+
+Source: include/uapi/linux/fuse.h of the kernel, whose layout never changes. Everything is little-endian here because
+the protocol has the machine's own byte order and zfsfs runs where that is so.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from struct import Struct
+
+# Requests.
+LOOKUP, FORGET, GETATTR, SETATTR, READLINK, SYMLINK = 1, 2, 3, 4, 5, 6
+MKNOD, MKDIR, UNLINK, RMDIR, RENAME, LINK, OPEN, READ, WRITE = 8, 9, 10, 11, 12, 13, 14, 15, 16
+RELEASE, GETXATTR, INIT, OPENDIR, RELEASEDIR = 18, 22, 26, 27, 29
+CREATE, INTERRUPT, BATCH_FORGET, READDIRPLUS, RENAME2 = 35, 36, 42, 44, 45
+
+HEADER = Struct("<IIQQIIII")  # length, opcode, unique, inode, uid, gid, pid, padding
+HEADER_SIZE = 40
+U32 = Struct("<I")
+U64 = Struct("<Q")
+TWO_U32 = Struct("<II")
+FORGET_ONE = Struct("<QQ")  # inode, count
+CREATE_IN = Struct("<IIII")  # flags, mode, umask, open_flags
+MKNOD_IN = Struct("<IIII")  # mode, device, umask, padding
+RENAME2_IN = Struct("<QII")  # new parent, flags, padding
+READ_IN = Struct("<QQI")  # handle, offset, size; then what we don't use, in 40 bytes
+READ_SIZE = 40
+# valid, -, handle, size, owner; access, change and status time and their ns; mode, -, uid, gid
+SETATTR_IN = Struct("<IIQQQqqqIIIIIII")
+INIT_IN = Struct("<IIIII")  # major, minor, max_readahead, flags, flags2
+
+# Replies.
+REPLY = Struct("<IiQ")  # length, -errno, unique
+REPLY_SIZE = 16
+_ENTRY = Struct("<QQQQIIQQQqqqIIIIIIIIII")
+ENTRY_SIZE = 128
+_VALID = slice(24, 32)  # in an entry: for how long its attributes are good
+_NO_FRACTION = bytes(8)
+_ATTR_AT = 40  # where a file's attributes begin in an entry, with the inode first
+_INO, _MODE = slice(40, 48), slice(100, 104)
+OPENED = Struct("<QIi")  # handle, flags, backing
+_DIRENT = Struct("<qII")  # after the inode: next offset, length of name, type
+INIT_OUT = Struct("<IIIIHHIIHHII24x")
+
+# What INIT can ask for.
+ASYNC_READ, ATOMIC_O_TRUNC, BIG_WRITES, DONT_MASK = 1 << 0, 1 << 3, 1 << 5, 1 << 6
+DO_READDIRPLUS, ASYNC_DIO, WRITEBACK_CACHE = 1 << 13, 1 << 15, 1 << 16
+PARALLEL_DIROPS, POSIX_ACL, MAX_PAGES, CACHE_SYMLINKS = 1 << 18, 1 << 20, 1 << 22, 1 << 23
+AUTO_INVAL_DATA, HANDLE_KILLPRIV_V2, INIT_EXT, PASSTHROUGH = 1 << 12, 1 << 28, 1 << 30, 1 << 37
+
+DIRECT_IO, KEEP_CACHE, CACHE_DIR, BACKED = 1, 2, 8, 128  # of OPENED
+_FOREVER = 365 * 86400
+
+NOTIFY_POLL = 1
+
+# What SETATTR sets.
+(MODE, UID, GID, SIZE, ATIME, MTIME, HANDLE, ATIME_NOW, MTIME_NOW) = (1 << bit for bit in range(9))
+CTIME, KILL_SET_ID = 1 << 10, 1 << 11
+WHAT = MODE | UID | GID | SIZE | ATIME | MTIME | ATIME_NOW | MTIME_NOW
+
+#: A reply without a body; b"" stands for no reply.
+DONE = b"done"
+
+now = time.time_ns
+
+_NO_ATTRIBUTES = (0,) * 16
+
+
+def absent(timeout: float) -> bytes:
+    """The answer to a lookup that the kernel may remember for `timeout` seconds: there is nothing of that name."""
+    return _ENTRY.pack(0, 0, int(timeout), 0, 0, 0, *_NO_ATTRIBUTES)
+
+
+def entry(ino: int, st: os.stat_result, timeout: float = _FOREVER) -> bytes:
+    """A file under our own inode number; the kernel may keep name and attributes for `timeout` seconds."""
+    seconds = int(timeout)
+    atime, mtime, ctime = st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns
+    return _ENTRY.pack(
+        ino,
+        0,
+        seconds,
+        seconds,
+        0,
+        0,
+        ino,
+        st.st_size,
+        st.st_blocks,
+        atime // 1_000_000_000,
+        mtime // 1_000_000_000,
+        ctime // 1_000_000_000,
+        atime % 1_000_000_000,
+        mtime % 1_000_000_000,
+        ctime % 1_000_000_000,
+        st.st_mode,
+        st.st_nlink,
+        st.st_uid,
+        st.st_gid,
+        st.st_rdev & 0xFFFFFFFF,
+        st.st_blksize,
+        0,
+    )
+
+
+def dot(ino: int) -> bytes:
+    """'.' or '..' in a listing: a number and a type, and nothing that the kernel would keep."""
+    return _ENTRY.pack(0, 0, 0, 0, 0, 0, ino, 0, 0, 0, 0, 0, 0, 0, 0, 0o040000, 0, 0, 0, 0, 0, 0)
+
+
+def attributes(entry: bytes) -> bytes:
+    """The reply to GETATTR and SETATTR: an entry's attributes."""
+    return entry[_VALID] + _NO_FRACTION + entry[_ATTR_AT:]
+
+
+class Listing:
+    """A reply to READDIRPLUS that is being filled."""
+
+    __slots__ = ("left", "parts")
+
+    def __init__(self, size: int) -> None:
+        self.left = size
+        self.parts: list[bytes] = []
+
+
+def add(listing: Listing, name: bytes, entry: bytes, following: int) -> bool:
+    """Add an entry, whose successor is found at offset `following`; False when there is no room."""
+    length = len(name)
+    padded = (length + 7) & ~7
+    size = ENTRY_SIZE + 24 + padded
+    if size > listing.left:
+        return False
+    listing.left -= size
+    ino, mode = entry[_INO], int.from_bytes(entry[_MODE], "little")
+    listing.parts += (entry, ino, _DIRENT.pack(following, length, mode >> 12), name.ljust(padded, b"\0"))
+    return True

@@ -1,0 +1,53 @@
+"""The command line with something changed in the daemon: `python changed_daemon.py HOW GATE mount …`.
+
+HOW is `alone` (pyfuse3 answers every request), `gathered` (the kernel reads and writes nothing by itself), or a call
+that stops, once, when GATE/armed is there: it removes that, says so in the fifo GATE/entered and waits for GATE/go.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+CALLS = ("fsync", "pread", "snapshot")
+
+
+def stopping(call: Callable[..., Any], gate: Path) -> Callable[..., Any]:
+    def stopped(*arguments: Any, **options: Any) -> Any:
+        try:
+            (gate / "armed").unlink()
+        except FileNotFoundError:
+            return call(*arguments, **options)
+        (gate / "entered").write_text("here")
+        (gate / "go").read_text()
+        return call(*arguments, **options)
+
+    return stopped
+
+
+def change(how: str, gate: Path) -> None:
+    import zfsfs.daemon
+    from zfsfs.directory.driver import DirectoryDriver
+    from zfsfs.fs import wire
+    from zfsfs.zfs.driver import ZfsDriver
+
+    if how == "alone":
+        zfsfs.daemon.descriptors = lambda: set()
+    elif how == "gathered":
+        wire.PASSTHROUGH = 0
+    elif how == "snapshot":
+        for driver in (DirectoryDriver, ZfsDriver):
+            driver.snapshot = stopping(driver.snapshot, gate)
+    else:
+        assert how in CALLS
+        setattr(os, how, stopping(getattr(os, how), gate))
+
+
+if __name__ == "__main__":
+    from zfsfs.cli import main
+
+    change(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[3:])

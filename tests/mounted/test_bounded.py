@@ -1,0 +1,115 @@
+"""What the daemon holds is bounded, and what it waits for holds up nobody else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import changed_daemon
+import pytest
+from mounted_tree import Mounted
+
+
+def mount(tree: Mounted, how: str, gate: Path) -> None:
+    """Mount with a changed daemon."""
+    command = [sys.executable, changed_daemon.__file__, how, gate, "mount", tree.store, tree.path, "--log", tree.log]
+    subprocess.run(command, check=True, timeout=60)
+
+
+def publish(tree: Mounted, name: str) -> None:
+    os.mkdir(tree / f"builds/{name}")
+    (tree / f"builds/{name}/file").write_text(name)
+    os.rename(tree / f"builds/{name}", tree / f"results/{name}")
+
+
+def write_and_sync(tree: Mounted) -> None:
+    fd = os.open(tree / "builds/slow/file", os.O_WRONLY | os.O_CREAT)
+    os.write(fd, b"x")
+    os.fsync(fd)
+    os.close(fd)
+
+
+def read(tree: Mounted) -> None:
+    assert (tree / "results/done/file").read_text() == "done"
+
+
+def publish_slow(tree: Mounted) -> None:
+    os.rename(tree / "builds/slow", tree / "results/slow")
+
+
+@contextmanager
+def stopped(gate: Path, action: Callable[[Mounted], None], tree: Mounted) -> Iterator[threading.Thread]:
+    """`action` has come as far as the call that stops; at the end of the block it goes on."""
+    (gate / "armed").touch()
+    thread = threading.Thread(target=action, args=(tree,))
+    thread.start()
+    assert (gate / "entered").read_text() == "here"
+    try:
+        yield thread
+    finally:
+        (gate / "go").write_text("")
+        thread.join()
+
+
+@pytest.mark.parametrize(("call", "action"), [("fsync", write_and_sync), ("pread", read), ("snapshot", publish_slow)])
+def test_a_call_that_waits_delays_no_other_request(unmounted, tmp_path, call, action):
+    for name in ("entered", "go"):
+        os.mkfifo(tmp_path / name)
+    tree = unmounted
+    mount(tree, call, tmp_path)
+    publish(tree, "done")
+    os.mkdir(tree / "builds/slow")
+    os.mkdir(tree / "builds/other")
+    with stopped(tmp_path, action, tree) as thread:
+        other = tree / "builds/other"
+        for number in range(50):
+            (other / str(number)).write_text("mine")
+            assert (other / str(number)).read_text() == "mine"
+            os.rename(other / str(number), other / "moved")
+        assert sorted(os.listdir(other)) == ["moved"]
+        assert len(tree.status()["builds"]) == 2
+        assert thread.is_alive()
+    subprocess.run(["rm", "-r", other], check=True)
+    subprocess.run(["rm", "-rf", tree / "builds/slow"], check=True)
+
+
+@pytest.mark.parametrize("how", ["alone", "gathered"])
+def test_the_tree_is_the_same_whoever_answers(unmounted, tmp_path, how):
+    tree = unmounted
+    mount(tree, how, tmp_path)
+    publish(tree, "base")
+    build = tree / "builds/next@base"
+    os.mkdir(build)
+    data = os.urandom(3_000_000)
+    (build / "big").write_bytes(data)
+    with open(build / "file", "a") as file:
+        file.write(" and more")
+    os.mkdir(build / "folder")
+    os.symlink("big", build / "folder/link")
+    os.rename(build, tree / "results/next")
+    result = tree / "results/next"
+    assert sorted(os.listdir(result)) == ["big", "file", "folder"]
+    assert (result / "big").read_bytes() == data
+    assert (result / "file").read_text() == "base and more"
+    assert os.readlink(result / "folder/link") == "big"
+    os.mkdir(tree / "caches/c")
+    (tree / "caches/c/entry").write_text("1")
+    os.rmdir(result)
+
+
+def test_descriptors_do_not_grow_with_the_inodes_that_are_known(tree):
+    build = tree / "builds/many"
+    os.mkdir(build)
+    for folder in range(20):
+        os.mkdir(build / f"{folder}")
+        for number in range(500):
+            os.mknod(build / f"{folder}/{number}")
+    known = [os.stat(os.path.join(at, name)).st_ino for at, _, names in os.walk(build) for name in names]
+    assert len(set(known)) == 10_000
+    assert len(os.listdir(f"/proc/{tree.pid}/fd")) < 1000
+    subprocess.run(["rm", "-r", build], check=True)

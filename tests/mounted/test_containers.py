@@ -1,0 +1,239 @@
+"""Containers with directories of the tree bound into them, by unshare, bubblewrap, podman, systemd-nspawn, systemd.
+
+Each container has a result, a running build and a session of a cache. No image is downloaded: its root is busybox in
+a directory. What is not installed, or can't run where the test does, is skipped; in the virtual machine with systemd
+(`scripts/vm run --systemd`) all of them run.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from mounted_tree import Mounted, until, zfsfs
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or not Path("/bin/busybox").exists(), reason="containers need root and busybox-static here"
+)
+
+VM = os.environ.get("ZFSFS_VM") == "1" and Path("/run/systemd/system").exists()
+TOOLS = ("sh", "cat", "echo", "touch", "mount", "id")
+#: What happens in the container: it uses all three directories, closes everything, and lives until it is told to end.
+SCRIPT = (
+    "cat /result/file >/build/copy && echo new >/cache/file && ! touch /result/no 2>/dev/null && echo ready && read x"
+)
+
+
+@dataclass(frozen=True)
+class Places:
+    """What is bound, and the container's root."""
+
+    root: Path
+    result: Path
+    build: Path
+    cache: Path
+
+
+def bwrap(at: Places) -> list[object]:
+    bound = ["--ro-bind", at.result, "/result", "--bind", at.build, "/build", "--bind", at.cache, "/cache"]
+    return ["bwrap", "--die-with-parent", "--unshare-pid", "--bind", at.root, "/", *bound, "--proc", "/proc"]
+
+
+def bwrap_in_a_user_namespace(at: Places) -> list[object]:
+    return [*bwrap(at), "--unshare-user", "--uid", "0", "--gid", "0"]
+
+
+def podman(at: Places) -> list[object]:
+    bound = ["-v", f"{at.result}:/result:ro", "-v", f"{at.build}:/build", "-v", f"{at.cache}:/cache"]
+    return ["podman", "run", "--rm", "-i", "--network", "none", *bound, "--rootfs", at.root]
+
+
+def podman_rootless(at: Places) -> list[object]:
+    home = [
+        "env",
+        "-i",
+        f"PATH={os.environ['PATH']}",
+        "HOME=/home/user",
+        "USER=user",
+        "XDG_RUNTIME_DIR=/run/user/1000",
+    ]
+    return ["setpriv", "--reuid", "user", "--regid", "user", "--init-groups", *home, *podman(at)]
+
+
+def nspawn(at: Places) -> list[object]:
+    bound = [f"--bind-ro={at.result}:/result", f"--bind={at.build}:/build", f"--bind={at.cache}:/cache"]
+    off = ["--register=no", "--keep-unit", "--resolv-conf=off", "--timezone=off", "--private-network"]
+    return ["systemd-nspawn", "-q", "--pipe", "-D", at.root, *off, *bound]
+
+
+def systemd_unit(at: Places) -> list[object]:
+    bound = [f"BindReadOnlyPaths={at.result}:/result", f"BindPaths={at.build}:/build", f"BindPaths={at.cache}:/cache"]
+    properties = [word for each in (f"RootDirectory={at.root}", *bound) for word in ("-p", each)]
+    return ["systemd-run", "-q", "--pipe", "--wait", *properties]
+
+
+Engine = Callable[[Places], list[object]]
+EVERYWHERE: list[Engine] = [bwrap, bwrap_in_a_user_namespace]
+IN_THE_MACHINE: list[Engine] = [podman, podman_rootless, nspawn, systemd_unit]
+
+
+@pytest.fixture
+def at(tree: Mounted, folder: Path) -> Iterator[Places]:
+    root = folder / "root"
+    for name in ("bin", "usr", "proc", "sys", "dev", "tmp", "etc", "run", "var", "result", "build", "cache"):
+        (root / name).mkdir(parents=True)
+    shutil.copy("/bin/busybox", root / "bin/busybox")
+    for name in TOOLS:
+        (root / "bin" / name).symlink_to("busybox")
+    (tree / "builds/base").mkdir()
+    (tree / "builds/base/file").write_text("of the base")
+    (tree / "builds/base").rename(tree / "results/base")
+    for path in (tree / "builds/job", tree / "caches/c"):
+        path.mkdir()
+        path.chmod(0o777)  # for the users that a container has
+    tree.closed()
+    yield Places(root, tree / "results/base", tree / "builds/job", tree / "caches/c@job")
+    shutil.rmtree(tree / "builds/job", ignore_errors=True)  # where it was not published
+
+
+@pytest.fixture(params=[*EVERYWHERE, *IN_THE_MACHINE], ids=lambda each: each.__name__)
+def engine(request: pytest.FixtureRequest) -> Engine:
+    if request.param in IN_THE_MACHINE and not VM:
+        pytest.skip("runs in the virtual machine with systemd")
+    if request.param in EVERYWHERE and not shutil.which("bwrap"):
+        pytest.skip("bubblewrap is not installed")
+    if request.param is podman_rootless:
+        os.makedirs("/run/user/1000", mode=0o700, exist_ok=True)
+        os.chown("/run/user/1000", 1000, 1000)
+    return request.param  # type: ignore[no-any-return]
+
+
+def start(command: list[object], *words: str) -> subprocess.Popen[bytes]:
+    """A container, which has done its work once this returns."""
+    argv = [os.fspath(each) if isinstance(each, Path) else str(each) for each in command]
+    box = subprocess.Popen([*argv, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert box.stdout is not None
+    assert box.stdout.readline() == b"ready\n"
+    return box
+
+
+def end(box: subprocess.Popen[bytes]) -> None:
+    assert box.stdin is not None
+    assert box.stdout is not None
+    box.stdin.close()
+    box.stdout.close()
+    box.wait()
+
+
+def held(tree: Mounted) -> bool:
+    """Whether the session is open, no file of it is, and a mount has been seen to hold it."""
+    found = [each for each in tree.status()["sessions"] if each["name"] == "c@job"]
+    assert found, "the session has ended while the container lives"
+    return found[0]["open"] == 0 and "mount" in str(found[0]["holders"])
+
+
+def test_a_container_has_result_build_and_cache_and_its_end_publishes(tree: Mounted, engine: Engine, at: Places):
+    box = start(engine(at), "/bin/sh", "-c", SCRIPT)
+    until(lambda: held(tree))
+    end(box)
+    assert tree.outcome("c@job") == "published"
+    assert (tree / "caches/c/file").read_text() == "new\n"
+    (tree / "builds/job").rename(tree / "results/job")
+    assert (tree / "results/job/copy").read_text() == "of the base"
+
+
+def test_a_container_that_is_killed_lets_go_of_its_cache(tree: Mounted, engine: Engine, at: Places):
+    box = start(engine(at), "/bin/sh", "-c", SCRIPT)
+    until(lambda: held(tree))
+    # The shell within, whatever has started it.
+    inside = [int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit() and _is_the_shell(each)]
+    assert inside
+    for pid in inside:
+        os.kill(pid, 9)
+    end(box)
+    assert tree.outcome("c@job") == "published"
+    assert (tree / "caches/c/file").read_text() == "new\n"
+
+
+def _is_the_shell(process: Path) -> bool:
+    try:
+        return (process / "cmdline").read_bytes() == b"\0".join((b"/bin/sh", b"-c", SCRIPT.encode(), b""))
+    except OSError:
+        return False
+
+
+def test_a_native_mount_bound_into_a_container_holds_until_both_are_gone(tree: Mounted, at: Places, folder: Path):
+    if not shutil.which("bwrap"):
+        pytest.skip("bubblewrap is not installed")
+    native = Places(at.root, folder / "result", folder / "build", folder / "cache")
+    for source, target in ((at.result, native.result), (at.build, native.build), (at.cache, native.cache)):
+        target.mkdir()
+        zfsfs("bind", source, target)
+    box = start(bwrap(native), "/bin/sh", "-c", SCRIPT)
+    for target in (native.result, native.build, native.cache):
+        zfsfs("unbind", target)
+    until(lambda: "(pid" in str([each["holders"] for each in tree.status()["native"]]))
+    assert [each["name"] for each in tree.status()["sessions"]] == ["c@job"]
+    end(box)
+    assert tree.outcome("c@job") == "published"
+    assert (tree / "caches/c/file").read_text() == "new\n"
+    until(lambda: not tree.status()["native"])
+    assert (tree / "builds/job/copy").read_text() == "of the base"
+
+
+@pytest.mark.parametrize("propagation", ["private", "slave", "unchanged"])
+def test_a_bind_mount_holds_however_it_propagates(tree: Mounted, at: Places, folder: Path, propagation: str):
+    shared = folder / "shared"
+    shared.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", shared], check=True)
+    try:
+        subprocess.run(["mount", "--make-shared", shared], check=True)
+        target = shared / "target"
+        target.mkdir()
+        script = 'mount --bind "$0" "$1" && echo new >"$1/file" && echo ready && read x'
+        unshare = ["unshare", "--mount", "--propagation", propagation, "sh", "-c", script, at.cache, target]
+        box = start(unshare)
+        until(lambda: held(tree))
+        end(box)
+        # A shared mount has been made here, too, and outlives the container.
+        assert target.is_mount() == (propagation == "unchanged")
+        if propagation == "unchanged":
+            until(lambda: held(tree))
+            subprocess.run(["umount", target], check=True)
+        assert tree.outcome("c@job") == "published"
+    finally:
+        subprocess.run(["umount", "-R", shared], check=True)
+
+
+@contextmanager
+def user_namespace(mapped: str) -> Iterator[list[object]]:
+    """A user namespace with this map; what begins a command in it."""
+    keeper = subprocess.Popen(["unshare", "--user", "cat"], stdin=subprocess.PIPE)
+    assert keeper.stdin is not None
+    process = Path("/proc", str(keeper.pid))
+    try:
+        until(lambda: os.readlink(process / "ns/user") != os.readlink("/proc/self/ns/user"))
+        for name in ("uid_map", "gid_map"):
+            (process / name).write_text(mapped)
+        yield ["nsenter", "--user", "--target", keeper.pid, "--setuid", "0", "--setgid", "0"]
+    finally:
+        keeper.stdin.close()
+        keeper.wait()
+
+
+def test_a_user_namespace_writes_as_the_user_that_it_is_mapped_to(tree: Mounted, at: Places, folder: Path):
+    target = folder / "target"
+    target.mkdir()
+    script = 'mount --bind "$0" "$1" && echo new >"$1/file" && echo ready && read x'
+    with user_namespace("0 100000 1000") as inside:
+        box = start([*inside, "unshare", "--mount", "sh", "-c", script, at.cache, target])
+        until(lambda: held(tree))
+        end(box)
+        assert tree.outcome("c@job") == "published"
+    assert (tree / "caches/c/file").stat().st_uid == 100000

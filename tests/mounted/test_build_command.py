@@ -50,7 +50,8 @@ def test_failure_is_discarded_with_the_commands_exit_code(tree, way):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_build_is_discarded(tree, way, number):
-    command = [sys.executable, "-m", "zfsfs", "build", *way, tree.path, "one", "--", "sh", "-c", "echo in; sleep 60"]
+    command = [sys.executable, "-m", "zfsfs", "build", *way, tree.path, "one"]
+    command += ["--", "sh", "-c", "echo in; exec sleep 60"]
     with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, start_new_session=True) as process:
         assert process.stdout is not None
         process.stdout.readline()

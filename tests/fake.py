@@ -219,5 +219,8 @@ class FakeDriver(Driver):
     def freeing(self) -> int:
         return 0
 
+    def trouble(self) -> str:
+        return ""
+
     def sync(self) -> None:
         pass

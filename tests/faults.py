@@ -85,6 +85,9 @@ class Stopping(Driver):
     def freeing(self) -> int:
         return self._alive().freeing()
 
+    def trouble(self) -> str:
+        return self._driver.trouble()
+
     def sync(self) -> None:
         self._alive().sync()
 

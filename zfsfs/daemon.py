@@ -42,6 +42,7 @@ from zfsfs.fs.workers import Workers
 from zfsfs.names import Dataset
 from zfsfs.store import Store
 from zfsfs.store.events import Event
+from zfsfs.watch import watching
 from zfsfs.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -120,10 +121,12 @@ async def _serve(settings: Settings, ready: Callable[[int], None]) -> None:
     try:
         await store.start()
         await tree.start()
+        end_watch = watching(driver, store.events)
         try:
             with door.opened() as knock:
                 await _mounted(settings, mountpoint, tree, workers, kernel, ready, knock)
         finally:
+            end_watch()
             await tree.close()
     finally:
         with trio.CancelScope(shield=True):

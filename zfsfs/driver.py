@@ -233,6 +233,10 @@ class Driver(Protocol):
     def freeing(self) -> int:
         """Bytes of destroyed datasets that the pool is still giving back."""
 
+    def trouble(self) -> str:
+        """What is wrong with the storage that a person has to mend, and how; '' when nothing is known to be. From any
+        thread; it never waits for the storage."""
+
     def sync(self) -> None:
         """Wait until everything done so far is on stable storage."""
 

@@ -21,6 +21,7 @@ LEVELS = (
     ("store",),
     ("config", "builders"),
     ("fs",),
+    ("watch",),
     ("daemon",),
     ("cli",),
     ("__main__",),

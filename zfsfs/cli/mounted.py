@@ -5,16 +5,23 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import queue
 import select
 import signal
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 from zfsfs import mountpoint as mountpoints
-from zfsfs.errors import Busy, MountError
+from zfsfs.errors import Busy, MountError, Unavailable
+from zfsfs.zfs import health
 
 if TYPE_CHECKING:
     from zfsfs.cli.parsing import Commands
+
+
+#: Seconds that a daemon may take to answer.
+_PATIENCE = 10.0
 
 
 def add(commands: Commands) -> None:
@@ -30,13 +37,37 @@ def add(commands: Commands) -> None:
 
 
 def read_status(mountpoint: str) -> dict[str, Any]:
-    """What a mounted tree says of itself. Raises MountError where there is none."""
+    """What a mounted tree says of itself. Raises MountError where there is none, and Unavailable, with what is wrong,
+    when it does not answer."""
     path = os.path.abspath(mountpoint)
     if mountpoints.mounted_type(path) != mountpoints.FSTYPE:
         raise MountError(f"{mountpoint} has no zfsfs")
-    with open(os.path.join(path, ".zfsfs", "status.json"), "rb") as file:
-        found: dict[str, Any] = json.load(file)
+    answers: queue.SimpleQueue[bytes | OSError] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            with open(os.path.join(path, ".zfsfs", "status.json"), "rb") as file:
+                answer: bytes | OSError = file.read()
+        except OSError as failure:
+            answer = failure
+        answers.put(answer)  # once it is closed: what is open can't be unmounted
+
+    # In a thread that may be left behind: the daemon may be waiting for its storage.
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=_PATIENCE)
+    except queue.Empty:
+        raise Unavailable(f"the daemon of {mountpoint} does not answer{_why_not(path)}") from None
+    if isinstance(answer, OSError):
+        raise answer
+    found: dict[str, Any] = json.loads(answer)
     return found
+
+
+def _why_not(path: str) -> str:
+    store = next((store for store, mounted in mountpoints.trees() if mounted == path), "/")
+    trouble = "" if store.startswith("/") else health.trouble(store)
+    return f": {trouble}" if trouble else ""
 
 
 def _settled_status(path: str) -> dict[str, Any]:
@@ -99,6 +130,8 @@ def _status(options: argparse.Namespace) -> None:
         print(json.dumps(status, indent=1))
         return
     print(f"{status['store']}, daemon {status['pid']}, {status['results']} results")
+    if status["trouble"]:
+        print(f"trouble  {status['trouble']}")
     for build in status["builds"]:
         print(f"build    {build['id']}" + (f" from {build['base']}" if build["base"] else ""))
     for cache in status["caches"]:

@@ -156,6 +156,9 @@ class DirectoryDriver:
     def freeing(self) -> int:
         return 0
 
+    def trouble(self) -> str:
+        return ""
+
     def sync(self) -> None:
         with translated(self.name):
             syscalls.syncfs(self._trees())

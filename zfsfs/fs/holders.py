@@ -74,6 +74,7 @@ class Mount:
     path: bytes
     at: bytes
     native: bool
+    device: int
 
 
 def read_proc(path: str) -> bytes:
@@ -102,13 +103,13 @@ def mounts_in(mountinfo: bytes, wanted: Wanted) -> Iterator[Mount]:
         if device == wanted.device:
             root = _unescaped(fields[3]).removesuffix(b"//deleted")
             if root != b"/":
-                yield Mount(root.lstrip(b"/"), at, native=False)
+                yield Mount(root.lstrip(b"/"), at, native=False, device=device)
             continue
         path = wanted.natives.get(device)
         if path is None and kind[0] == b"zfs":
             path = wanted.sources.get(_unescaped(kind[1]).partition(b"@")[0])
         if path is not None:
-            yield Mount(path, at, native=True)
+            yield Mount(path, at, native=True, device=device)
 
 
 def container_of(cgroup: bytes) -> str:
@@ -149,14 +150,11 @@ def holders(wanted: Wanted, *, thorough: bool = False, pids: Iterable[int] | Non
     """All holders of anything that is wanted, but ourselves: by working and root directory and by mounts, and when
     `thorough` by executables, open files and mappings, too."""
     found: list[Holder] = []
+    everyone = {pid: _Process(pid) for pid in (processes() if pids is None else pids)}
+    natives = dict(wanted.natives)
     namespaces: dict[int, list[Mount]] = {}
     seen: set[tuple[int, int]] = set()
-    for pid in processes() if pids is None else pids:
-        process = _Process(pid)
-        found += _by_reference(pid, process, wanted, PLACES | _EXECUTABLE if thorough else PLACES)
-        if thorough:
-            found += _by_open_file(pid, process, wanted)
-            found += _by_mapping(pid, process, wanted)
+    for pid, process in everyone.items():
         try:
             namespace, uid = os.stat(f"/proc/{pid}/ns/mnt").st_ino, os.stat(f"/proc/{pid}").st_uid
         except OSError:
@@ -169,6 +167,15 @@ def holders(wanted: Wanted, *, thorough: bool = False, pids: Iterable[int] | Non
             for mount in namespaces[namespace]:
                 what = "native mount" if mount.native else "mount"
                 found.append(process.holder(what, path=mount.path, at=mount.at, namespace=namespace))
+                if mount.native:
+                    natives[mount.device] = mount.path
+    # A snapshot's device is known by its mounts only.
+    wanted = replace(wanted, natives=natives)
+    for pid, process in everyone.items():
+        found += _by_reference(pid, process, wanted, PLACES | _EXECUTABLE if thorough else PLACES)
+        if thorough:
+            found += _by_open_file(pid, process, wanted)
+            found += _by_mapping(pid, process, wanted)
     return found
 
 

@@ -22,6 +22,7 @@ def status(tree: Tree) -> dict[str, Any]:
     return {
         "store": store.driver.name,
         "pid": os.getpid(),
+        "trouble": store.driver.trouble(),
         "builds": [
             {
                 "id": str(ident),

@@ -35,7 +35,7 @@ from zfsfs.driver import (
 )
 from zfsfs.errors import Busy, Exists, Locked, Missing, ZfsfsError
 from zfsfs.names import Dataset, PoolName, Snapshot, shown
-from zfsfs.zfs import changes, library, programs
+from zfsfs.zfs import changes, health, library, programs
 from zfsfs.zfs.views import look_into, mount
 
 # Groups stay out of every mount table, and so does what is made in them. Numbers as zfs.h has them:
@@ -225,6 +225,10 @@ class ZfsDriver:
             # A dataset gets one snapshot in a transaction group; the next group takes the rest.
             if failure.errno != errno.EAGAIN or not tries:
                 raise self._explain(steps[0], failure)
+
+    def trouble(self) -> str:
+        """See `Driver.trouble`."""
+        return health.trouble(self.name)
 
     def sync(self) -> None:
         """See `Driver.sync`: waits for the pool's transaction groups."""

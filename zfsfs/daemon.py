@@ -175,6 +175,7 @@ async def _mounted(
             nursery.start_soon(natives.run)
             nursery.start_soon(door.Door(natives, knock.socket).serve)
             nursery.start_soon(tree.store.run)
+            nursery.start_soon(builders.tidy)
             nursery.start_soon(_announce, mountpoint, tree, ready)
             with trio.CancelScope() as serving:
                 nursery.start_soon(_end_on_signal, files, kernel, builders, serving)
@@ -201,8 +202,10 @@ async def _builders(settings: Settings, mountpoint: str, tree: Tree, socket_path
         tree.store.events.append("recovered", name, "a builder of the daemon before was still running, and is ended")
     ends = Ends(tree.store)
     logs = Logs(tree.store, tree.state("zfsfs-logs"))
-    logs.start()
-    tree.builders = Builders(tree, settings.config.builders, mountpoint, ends, logs, records)
+    logs.start(tree.store.builds.failed())
+    tree.builders = Builders(
+        tree, settings.config.builders, mountpoint, ends, logs, records, settings.config.keep_failed
+    )
     own = Control()
     numbers = itertools.count(CONTROL + 1)
     files = {**status.files(tree), b"socket": lambda: os.fsencode(socket_path) + b"\n"}

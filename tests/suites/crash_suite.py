@@ -224,6 +224,38 @@ async def deleting_a_result_with_what_a_crash_left_of_builds_on_it(scene: Scene)
     await scene.store.complete_deletes()
 
 
+async def keeping_a_failed_build(scene: Scene) -> None:
+    await scene.store.builds.keep(scene.c, {"exit": 1}, 0.0)
+    await scene.store.builds.start(BuildName(scene.c, scene.b), ME, 0o755)
+    await scene.store.builds.keep(scene.c, {"exit": 2}, 1.0)
+    await scene.store.complete_deletes()
+
+
+async def opening_a_failed_build_again(scene: Scene) -> None:
+    await scene.store.builds.keep(scene.c, {}, 0.0)
+    await scene.store.builds.reopen(scene.c)
+    scene.may(scene.c, None, "c")
+    await scene.store.builds.publish(scene.c)
+    scene.must(scene.c, "c")
+
+
+async def deleting_a_failed_build(scene: Scene) -> None:
+    await scene.store.builds.keep(scene.c, {}, 0.0)
+    await scene.store.builds.forget(scene.c)
+    await scene.store.complete_deletes()
+
+
+async def deleting_a_result_with_a_failed_build_on_it(scene: Scene) -> None:
+    await scene.store.builds.keep(scene.c, {}, 0.0)
+    scene.may(scene.b, "b", None)
+    await scene.store.builds.delete(scene.b)
+    scene.must(scene.b, None)
+    scene.may(scene.a, "a", None)
+    await scene.store.builds.delete(scene.a)
+    scene.must(scene.a, None)
+    await scene.store.complete_deletes()
+
+
 # Caches.
 
 
@@ -308,6 +340,10 @@ SEQUENCES = (
     Sequence("builds", discarding_a_build, deletes=True),
     Sequence("builds", deleting_a_result, deletes=True),
     Sequence("builds", deleting_a_result_with_what_a_crash_left_of_builds_on_it, deletes=True),
+    Sequence("builds", keeping_a_failed_build, deletes=True),
+    Sequence("builds", opening_a_failed_build_again, deletes=True),
+    Sequence("builds", deleting_a_failed_build, deletes=True),
+    Sequence("builds", deleting_a_result_with_a_failed_build_on_it, deletes=True),
     Sequence("", first_use_of_a_cache),
     Sequence("cache", release_that_wins),
     Sequence("cache", release_that_wins_and_the_next_opens),

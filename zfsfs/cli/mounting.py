@@ -7,7 +7,7 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from zfsfs.config import Config, builder_option, explanation, load
+from zfsfs.config import Config, builder_option, explanation, keep_failed, load
 from zfsfs.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,6 +47,9 @@ def add(commands: Commands) -> None:
     mount.add_argument(
         "--builder", action="append", default=[], metavar="NAME=COMMAND", help="what mkdir builds/NAME+ID runs"
     )
+    mount.add_argument(
+        "--keep-failed", metavar="N[/TIME]", help="keep so many failed builds in builds/.failed, for so long (0)"
+    )
     mount.add_argument("--log", metavar="FILE", help="where the daemon's log goes (the system's log)")
 
 
@@ -58,6 +61,11 @@ def _config(options: argparse.Namespace) -> Config:
         if name in builders:
             raise UsageError(f"--builder {text}: there is a builder {name} already")
         builders[name] = builder
+    if options.keep_failed is not None:
+        try:
+            config = replace(config, keep_failed=keep_failed(options.keep_failed))
+        except ValueError as failure:
+            raise UsageError(f"--keep-failed {options.keep_failed}: it must be {failure}") from None
     return replace(config, builders=builders)
 
 

@@ -9,8 +9,10 @@ Guarantees
 from __future__ import annotations
 
 import logging
+import math
 import os
 import pwd
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,7 +22,7 @@ import trio
 
 from zfsfs.builders.running import Records, supervise
 from zfsfs.builders.supervisor import Ended, Job
-from zfsfs.config import Builder, CacheUse, Publish
+from zfsfs.config import Builder, CacheUse, KeepFailed, Publish
 from zfsfs.errors import Busy, Exists, Missing, ZfsfsError
 from zfsfs.fs.area import Area
 from zfsfs.fs.logs import Logs
@@ -51,6 +53,8 @@ class Run:
         """End it soon."""
         self.cancelled.set()
 
+    facts: dict[str, Any] = field(default_factory=dict)
+
     @property
     def success(self) -> bool:
         """Whether it has ended well, and its build is to be published."""
@@ -61,7 +65,14 @@ class Builders:
     """See the module. `mountpoint` is where the daemon's own requests go."""
 
     def __init__(
-        self, tree: Tree, builders: Mapping[str, Builder], mountpoint: str, ends: Ends, logs: Logs, records: Records
+        self,
+        tree: Tree,
+        builders: Mapping[str, Builder],
+        mountpoint: str,
+        ends: Ends,
+        logs: Logs,
+        records: Records,
+        keep: KeepFailed,
     ) -> None:
         self._tree = tree
         self._builders = builders
@@ -72,6 +83,8 @@ class Builders:
         self._runs: set[Run] = set()
         self._idle = trio.Event()
         self._closing = False
+        self._keep = keep
+        self._tidying = trio.Event()
         self.nursery: trio.Nursery
 
     def user(self, name: str, caller: Caller) -> Caller:
@@ -230,6 +243,8 @@ class Builders:
         if not ended.success:
             line["outcome"] = "cancelled" if ended.reason == "cancelled" else "failed"
         self._ends.details[ident] = line
+        shown = self._logs.tail(ident, 1000).decode("utf-8", "replace")
+        run.facts = {**{key: value for key, value in line.items() if key != "outcome"}, "log": shown}
         self._tree.store.events.append("builder-ended", str(ident), f"builder {builder} on {ident} {how}")
 
     async def _finish(self, run: Run) -> None:
@@ -249,6 +264,16 @@ class Builders:
                 run.failure = f"it can't be published: {failure}"
                 self._ends.details[ident] |= {"outcome": "failed", "reason": run.failure}
                 self._tree.store.events.append("warning", str(ident), f"build {ident} can't be published: {failure}")
+        if self._keep.count and not place.cancelled and not self._closing:
+            try:
+                kept = b"builds/.failed/" + ident.name
+                await self._by_path(
+                    lambda root: os.rename(old, kept, src_dir_fd=root, dst_dir_fd=root),
+                    lambda: self._tree.keep(bytes(place.name), ident.name),
+                )
+                return
+            except (ZfsfsError, OSError) as failure:
+                self._tree.store.events.append("warning", str(ident), f"build {ident} can't be kept: {failure}")
         await self._by_path(
             lambda root: os.rmdir(old, dir_fd=root), lambda: self._tree.rmdir(BUILDS, bytes(place.name))
         )
@@ -272,6 +297,31 @@ class Builders:
         # In a thread: it is we who answer.
         if not await trio.to_thread.run_sync(through, abandon_on_cancel=True) and directly is not None:
             await directly()
+
+    def tidy_soon(self) -> None:
+        """There is one more failed build."""
+        self._tidying.set()
+
+    async def tidy(self) -> None:
+        """Delete failed builds that are too many or too old, until cancelled."""
+        keep, tree = self._keep, self._tree
+        while True:
+            failed = sorted(tree.store.builds.failed().values(), key=lambda each: each.ended, reverse=True)
+            oldest = time.time() - keep.seconds
+            for each in [each for number, each in enumerate(failed) if number >= keep.count or each.ended <= oldest]:
+                path = b"builds/.failed/" + each.id.name
+                try:
+                    await self._by_path(
+                        lambda root, path=path: os.rmdir(path, dir_fd=root),  # type: ignore[misc]
+                        lambda each=each: tree.forget_failed(each.id),  # type: ignore[misc]
+                    )
+                except (ZfsfsError, OSError) as failure:
+                    text = f"failed build {each.id} can't be deleted yet: {failure}"
+                    tree.store.events.append("warning", str(each.id), text)
+            left = [each.ended + keep.seconds - time.time() for each in tree.store.builds.failed().values()]
+            self._tidying = trio.Event()
+            with trio.move_on_after(max(min(left, default=math.inf), 1.0)):
+                await self._tidying.wait()
 
     async def close(self) -> None:
         """The end: cancel all, and wait until nothing of them is left."""

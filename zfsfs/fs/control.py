@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from zfsfs.fs.passthrough import error
+from zfsfs.names import FAILED_BUILDS
 
 #: The first inode number of what lies in datasets; smaller ones are the tree's own.
 FIRST_INODE = 1 << 20
@@ -25,6 +26,8 @@ FIRST_INODE = 1 << 20
 _FIRST_PASSING = 64
 
 ROOT, BUILDS, RESULTS, CACHES, CONTROL = 1, 2, 3, 4, 5
+#: Failed builds, within the builds.
+FAILED = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +147,15 @@ class Control:
         self._by_key: dict[tuple[int, bytes], Own] = {}
         self._next = _FIRST_PASSING
         self._keep(ROOT, self.top, (0, b""))
-        for ino, name in ((BUILDS, b"builds"), (RESULTS, b"results"), (CACHES, b"caches")):
-            self.put(self.top, ROOT, ino, name, Folder(0o1777))
+        builds = Folder(0o1777)
+        for ino, name, folder in (
+            (BUILDS, b"builds", builds),
+            (RESULTS, b"results", Folder(0o1777)),
+            (CACHES, b"caches", Folder(0o1777)),
+        ):
+            self.put(self.top, ROOT, ino, name, folder)
         self.put(self.top, ROOT, CONTROL, b".zfsfs", self.folder)
+        self.put(builds, BUILDS, FAILED, FAILED_BUILDS, Folder(0o1777))
 
     def put(self, folder: Folder, parent: int, ino: int, name: bytes, entry: Folder | File) -> None:
         """Add an entry that stays, under a number of its own below 64."""

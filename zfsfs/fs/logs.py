@@ -12,14 +12,14 @@ from __future__ import annotations
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 from zfsfs.builders.log import Reading, View, tail
 from zfsfs.errors import InvalidName
 from zfsfs.fs.control import Asker, Facts, File, Folder, Reader
 from zfsfs.names import BuildId
-from zfsfs.store import Event, Store
+from zfsfs.store import Event, FailedInfo, ResultInfo, Store
 
 #: Failed builds whose logs are still there.
 RECENT = 100
@@ -36,17 +36,18 @@ class Logs:
         self._recent: OrderedDict[BuildId, int] = OrderedDict()
         store.events.subscribers.append(self._happened)
 
-    def start(self, kept: Collection[int] = ()) -> None:
-        """Find the results' logs, and remove those of nothing. `kept` are guids of what else may have one."""
+    def start(self, failed: Mapping[BuildId, FailedInfo]) -> None:
+        """Find the logs of results and of failed builds that are kept, and remove those of nothing."""
         results = {info.guid: ident for ident in self._store.builds.results() if (info := self._result(ident))}
+        results |= {info.guid: ident for ident, info in failed.items()}
         for name in os.listdir(self._fd):
             guid = int(name) if name.isascii() and name.isdigit() else -1
             if guid in results:
                 self._guids[results[guid]] = guid
-            elif guid not in kept:
+            else:
                 self._unlink(name)
 
-    def _result(self, ident: BuildId):  # type: ignore[no-untyped-def]
+    def _result(self, ident: BuildId) -> ResultInfo | None:
         return self._store.builds.result(ident)
 
     def create(self, ident: BuildId, guid: int, owner: tuple[int, int]) -> int:
@@ -83,13 +84,15 @@ class Logs:
         return list(self._guids)
 
     def _happened(self, event: Event) -> None:
-        if event.kind not in ("deleted", "discarded"):
+        if event.kind not in ("deleted", "discarded", "failed-deleted"):
             return
         ident = BuildId(event.subject.encode("ascii"))
         guid = self._guids.get(ident)
         if guid is None:
             return
-        if event.kind == "deleted":
+        if event.kind == "failed-deleted" and event.fields.get("guid") != guid:
+            return  # another build of that id has a log now
+        if event.kind != "discarded":
             self._drop(ident)
             return
         self._recent[ident] = guid

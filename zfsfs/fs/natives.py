@@ -24,7 +24,7 @@ from zfsfs.fs.area import Area
 from zfsfs.fs.kernel import Kernel
 from zfsfs.fs.passthrough import Passthrough
 from zfsfs.fs.permission import WRITE, permits
-from zfsfs.fs.places import BuildPlace, ResultPlace
+from zfsfs.fs.places import BuildPlace, FailedPlace, ResultPlace
 from zfsfs.fs.sessions import DRAIN
 from zfsfs.fs.tree import Tree
 from zfsfs.names import Dataset, Snapshot, shown
@@ -132,6 +132,9 @@ class Natives:
                 if area.read_only:
                     raise Busy(f"{_name(area)} is being published")
                 return build.dataset, True
+        elif isinstance(place, FailedPlace):
+            if not place.deleted:
+                return place.dataset, False
         elif place.session is not None and not place.discarded:
             return place.session.dataset, True
         raise Refused(f"{_name(area)} has been removed")

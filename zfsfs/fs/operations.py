@@ -26,13 +26,14 @@ from zfsfs.fs.handles import DirectoryHandle
 from zfsfs.fs.nodes import Node
 from zfsfs.fs.passthrough import Caller, Passthrough, error
 from zfsfs.fs.replies import absent, answered, attributes, dot, own_attributes
-from zfsfs.fs.tree import BUILDS, CACHES, RESULTS, Tree
+from zfsfs.fs.tree import BUILDS, CACHES, FAILED, RESULTS, Tree
 from zfsfs.fs.users import OWN
+from zfsfs.names import FAILED_BUILDS
 
 log = logging.getLogger(__name__)
 
-_GROUPS = {control.BUILDS: BUILDS, control.RESULTS: RESULTS, control.CACHES: CACHES}
-_GROUP_OF = {"build": control.BUILDS, "result": control.RESULTS, "cache": control.CACHES}
+_GROUPS = {control.BUILDS: BUILDS, control.RESULTS: RESULTS, control.CACHES: CACHES, control.FAILED: FAILED}
+_GROUP_OF = {"build": control.BUILDS, "result": control.RESULTS, "cache": control.CACHES, "failed": control.FAILED}
 #: Handles of the tree's own files and directories start here; those of areas are descriptors.
 FIRST_OWN_HANDLE = 1 << 32
 
@@ -121,7 +122,7 @@ class Operations(pyfuse3.Operations):
         return self.entry(node.ino, st, node.area.timeout)
 
     async def _lookup_own(self, parent: int, name: bytes) -> Attributes:
-        if parent not in _GROUPS:
+        if parent not in _GROUPS or (parent, name) == (control.BUILDS, FAILED_BUILDS):
             own = self._control.find(parent, name)
             own.lookups += 1
             await self._grown(own)
@@ -253,6 +254,12 @@ class Operations(pyfuse3.Operations):
                 if flags & pyfuse3.RENAME_EXCHANGE:
                     raise error(errno.EINVAL)
                 await self._tree.publish(name_old, name_new)
+                return
+            if (parent_inode_old, parent_inode_new) == (control.BUILDS, control.FAILED):
+                await self._tree.keep(name_old, name_new)
+                return
+            if (parent_inode_old, parent_inode_new) == (control.FAILED, control.BUILDS):
+                await self._tree.reopen(name_old, name_new)
                 return
             same = parent_inode_old == parent_inode_new or (
                 parent_inode_old < FIRST_INODE and parent_inode_new < FIRST_INODE
@@ -436,7 +443,7 @@ class Operations(pyfuse3.Operations):
                     entry = self._own_attributes(
                         own if name == b"." else self._control.get(own.key[0] or control.ROOT)
                     )
-                elif parent in _GROUPS:
+                elif parent in _GROUPS and (parent, name) != (control.BUILDS, FAILED_BUILDS):
                     found = self._tree.find(_GROUPS[parent], name)
                     entry = await self._root_of(found)
                 else:

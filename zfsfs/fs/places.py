@@ -62,6 +62,21 @@ class ResultPlace:
 
 
 @dataclass(eq=False, slots=True)
+class FailedPlace:
+    """A failed build that is kept. `deleted`: its directory is gone, or it is another now."""
+
+    id: BuildId
+    dataset: Dataset
+    deleted: bool = False
+
+    kind = "failed"
+
+    def path(self) -> bytes:
+        """Where it is, below the mountpoint."""
+        return b"builds/.failed/" + self.id.name
+
+
+@dataclass(eq=False, slots=True)
 class CachePlace:
     """A cache by one of its paths. `session` is there while it is open; `discarded`: its directory was removed
     and what is still open in it goes nowhere. `closing`: its session is being released. `telling`: how often the
@@ -101,4 +116,4 @@ class SharedCache:
     areas: dict[bytes, Area] = field(default_factory=dict)  # by the name under caches/
 
 
-Place = BuildPlace | ResultPlace | CachePlace
+Place = BuildPlace | ResultPlace | FailedPlace | CachePlace

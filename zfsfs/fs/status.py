@@ -11,7 +11,7 @@ import trio
 
 from zfsfs.errors import StoreError
 from zfsfs.fs.area import Area
-from zfsfs.fs.places import BuildPlace, CachePlace, ResultPlace
+from zfsfs.fs.places import BuildPlace, CachePlace, FailedPlace, ResultPlace
 from zfsfs.fs.tree import Tree
 from zfsfs.names import Dataset, shown
 
@@ -33,6 +33,17 @@ def status(tree: Tree) -> dict[str, Any]:
                 "open": tree.builds[ident].opens if ident in tree.builds else 0,
             }
             for ident, info in store.builds.running().items()
+        ],
+        "failed": [
+            {
+                "id": str(ident),
+                "base": str(failed.base) if failed.base else None,
+                "ended": failed.ended,
+                "path": f"builds/.failed/{ident}",
+                "dataset": str(failed.dataset),
+                **failed.facts,
+            }
+            for ident, failed in store.builds.failed().items()
         ],
         "results": len(store.builds.results()),
         "caches": [
@@ -99,7 +110,8 @@ def _events(tree: Tree) -> bytes:
     return b"".join(json.dumps(each).encode() + b"\n" for each in events)
 
 
-_NAMES = ("id", "base", "state", "generation", "outcome", "created", "dataset", "used", "referenced")
+_FAILED = ("builder", "exit", "signal", "reason", "duration", "log", "ended")
+_NAMES = (*_FAILED, "id", "base", "state", "generation", "outcome", "created", "dataset", "used", "referenced")
 
 
 def xattr_names(area: Area) -> list[bytes]:
@@ -107,6 +119,7 @@ def xattr_names(area: Area) -> list[bytes]:
     mine = {
         "build": ("id", "base", "state", "created", "dataset", "used", "referenced"),
         "result": ("id", "base", "state", "created", "dataset", "used", "referenced"),
+        "failed": ("id", "base", "state", "created", "dataset", "used", "referenced", *_FAILED),
         "cache": ("id", "state", "generation", "outcome", "created", "dataset", "used", "referenced"),
     }[area.place.kind]
     return [f"user.zfsfs.{name}".encode() for name in _NAMES if name in mine]
@@ -144,6 +157,15 @@ def _facts(tree: Tree, area: Area) -> tuple[dict[str, object], Dataset]:
             "created": int(info.created),
             "dataset": dataset,
         }, dataset
+    if isinstance(place, FailedPlace):
+        kept = store.builds.failed().get(place.id)
+        if kept is None or kept.dataset != place.dataset:
+            return {}, Dataset("cache-tmp")
+        shown_facts = {name: "" if value is None else value for name, value in kept.facts.items()}
+        return {
+            **shown_facts, "id": kept.id, "base": kept.base or "", "state": "failed", "created": int(kept.created),
+            "dataset": kept.dataset, "ended": int(kept.ended),
+        }, kept.dataset  # fmt: skip
     if isinstance(place, BuildPlace):
         build = store.builds.running().get(place.name.id)
         found, state = build, "building"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -23,17 +24,17 @@ from zfsfs.fs.holders import Holder, Wanted, holders
 from zfsfs.fs.nodes import NodeTable, stale
 from zfsfs.fs.passthrough import Caller, error
 from zfsfs.fs.permission import READ, WRITE, permits
-from zfsfs.fs.places import BuildPlace, CachePlace, ResultPlace
+from zfsfs.fs.places import BuildPlace, CachePlace, FailedPlace, ResultPlace
 from zfsfs.fs.sessions import DRAIN, Sessions
 from zfsfs.fs.troubles import Troubles
 from zfsfs.fs.users import BUILD, Users
-from zfsfs.names import BuildId, BuildName, Dataset, SessionName, Snapshot, shown
+from zfsfs.names import FAILED_BUILDS, BuildId, BuildName, Dataset, SessionName, Snapshot, shown
 from zfsfs.store import Store
 
 if TYPE_CHECKING:
     from zfsfs.fs.building import Builders, Run
 
-BUILDS, RESULTS, CACHES = b"builds", b"results", b"caches"
+BUILDS, RESULTS, CACHES, FAILED = b"builds", b"results", b"caches", b"builds/.failed"
 
 
 class Tree:
@@ -52,6 +53,7 @@ class Tree:
         self.table = NodeTable(FIRST_INODE)
         self.builds: dict[BuildId, Area] = {}
         self._results: dict[BuildId, Area] = {}
+        self._failed: dict[BuildId, Area] = {}
         self._lingering: set[Area] = set()  # of builds and results that are gone, with handles that are open
         self.sessions = Sessions(store, self.table, linger, self.holders_of, tell, users)
         self.device = -1
@@ -76,7 +78,10 @@ class Tree:
     def names(self, group: bytes) -> list[bytes]:
         """What a group lists."""
         if group == BUILDS:
-            return [bytes(_build(area).name) for area in self.builds.values()]
+            kept = [FAILED_BUILDS] if self.store.builds.failed() else []
+            return [*kept, *(bytes(_build(area).name) for area in self.builds.values())]
+        if group == FAILED:
+            return [ident.name for ident in self.store.builds.failed()]
         if group == RESULTS:
             return [ident.name for ident in self.store.builds.results()]
         labelled = [bytes(area.place.name) for area in self.sessions.open_areas if isinstance(area.place, CachePlace)]
@@ -93,6 +98,8 @@ class Tree:
                 return area
             if group == RESULTS:
                 return self._result(BuildId(name))
+            if group == FAILED:
+                return self._failure(BuildId(name))
             return self.sessions.area(SessionName.parse(name))
         except InvalidName as failure:
             raise error(errno.ENAMETOOLONG if failure.errno == errno.ENAMETOOLONG else errno.ENOENT) from None
@@ -106,6 +113,22 @@ class Tree:
             area.read_only = True
             area.on_forgotten = self._result_forgotten
         return area
+
+    def _failure(self, ident: BuildId) -> Area:
+        info = self.store.builds.failed().get(ident)
+        if info is None:
+            raise Missing(f"there is no failed build {ident}")
+        area = self._failed.get(ident)
+        if area is None or area.place.dataset != info.dataset:
+            area = self._failed[ident] = Area(self.table, FailedPlace(ident, info.dataset))
+            area.read_only = True
+            area.on_forgotten = self._failure_forgotten
+        return area
+
+    def _failure_forgotten(self, area: Area) -> None:
+        if isinstance(area.place, FailedPlace) and self._failed.get(area.place.id) is area:
+            del self._failed[area.place.id]
+        _let_go(area)
 
     def _result_forgotten(self, area: Area) -> None:
         assert isinstance(area.place, ResultPlace)
@@ -127,6 +150,13 @@ class Tree:
             view = await trio.to_thread.run_sync(lambda: self.store.driver.view(snapshot, writable=False))
             if area.view is not None:
                 view.close()  # another was faster
+            else:
+                area.attach(view)
+        elif isinstance(area.place, FailedPlace) and not area.place.deleted:
+            dataset = area.place.dataset
+            view = await trio.to_thread.run_sync(lambda: self.store.driver.view(dataset, writable=False))
+            if area.view is not None:
+                view.close()
             else:
                 area.attach(view)
         else:
@@ -213,6 +243,8 @@ class Tree:
             await self._discard_build(area)
         elif group == RESULTS:
             await self._delete_result(area)
+        elif group == FAILED:
+            await self.forget_failed(BuildId(name))
         else:
             session = SessionName.parse(name)
             await (self.sessions.delete(session.cache) if session.label is None else self.sessions.discard(session))
@@ -246,6 +278,85 @@ class Tree:
         self._results[target] = area
         area.on_forgotten = self._result_forgotten
         self.table.closed(area.root)
+
+    async def keep(self, old: bytes, new: bytes) -> None:
+        """mv builds/ID[@BASE] builds/.failed/ID: a build has failed, and what it left is to be looked at. Raises as
+        `publish`."""
+        area = self.find(BUILDS, old)
+        build, target = _build(area), BuildId(new)
+        if build.name.id != target:
+            raise InvalidName(f"build {build.name.id} can only be kept as .failed/{build.name.id}")
+        if build.run is not None and (build.run.ended is None or build.run.success):
+            raise Busy(f"build {target} is its builder's to end")
+        await _not_native(area)
+        with trio.move_on_after(DRAIN):
+            await area.until(lambda: not area.writers)
+        if area.writers:
+            raise Busy(f"{target} can't be kept: {area.writers} files in it are open for writing")
+        self._let_go_of_failed(target)
+        facts = {} if build.run is None else build.run.facts
+        area.read_only = True
+        try:
+            info = await self.store.builds.keep(target, facts, time.time())
+        except BaseException:
+            area.read_only = False
+            raise
+        del self.builds[target]
+        self.users.give(BUILD, build.uid)
+        area.place = FailedPlace(target, info.dataset)
+        self._failed[target] = area
+        area.on_forgotten = self._failure_forgotten
+        self.table.closed(area.root)
+        if self.builders is not None:
+            self.builders.tidy_soon()
+
+    async def reopen(self, old: bytes, new: bytes) -> None:
+        """mv builds/.failed/ID builds/ID[@BASE]: a failed build runs again, as anybody's. Raises Missing, Exists,
+        InvalidName (another id or base)."""
+        area = self.find(FAILED, old)
+        build = BuildName.parse(new)
+        kept = self.store.builds.failed()[build.id] if build.id == BuildId(old) else None
+        if kept is None or build.builder or build.base not in (None, kept.base):
+            raise InvalidName(f"a failed build {BuildId(old)} can only be opened again under its own name")
+        await _not_native(area)
+        if area.view is None:
+            await self.ready(area)
+        uid = os.fstat(area.fd).st_uid
+        with self.users.taking(BUILD, uid):
+            info = await self.store.builds.reopen(build.id)
+        area.place = BuildPlace(build, info.created, uid)
+        self._failed.pop(build.id, None)
+        area.on_forgotten = None
+        try:
+            with trio.CancelScope(shield=True):
+                view = await trio.to_thread.run_sync(lambda: self.store.driver.view(info.dataset, writable=True))
+        except BaseException:
+            self.users.give(BUILD, uid)
+            with trio.CancelScope(shield=True):
+                await self.store.builds.discard(build.id)
+            raise
+        before = area.detach()
+        if before is not None:
+            before.close()
+        area.attach(view)
+        area.read_only = False
+        self.table.hold(area.root)
+        self.builds[build.id] = area
+
+    async def forget_failed(self, ident: BuildId) -> None:
+        """Delete a failed build; what is open in it goes on working."""
+        area = self._failed.get(ident)
+        if area is not None:
+            await _not_native(area)
+        await self.store.builds.forget(ident)
+        self._let_go_of_failed(ident)
+
+    def _let_go_of_failed(self, ident: BuildId) -> None:
+        area = self._failed.pop(ident, None)
+        if area is not None and isinstance(area.place, FailedPlace):
+            area.place.deleted = True
+            self.table.hold(area.root)
+            self._end(area)
 
     def _cancel(self, area: Area, build: BuildPlace, run: Run) -> None:
         """Answered before the builder has ended: the kernel holds the lock of builds/ until the answer."""
@@ -339,7 +450,13 @@ class Tree:
 
     def areas(self) -> list[Area]:
         """Every area that somebody may hold."""
-        return [*self.builds.values(), *self._results.values(), *self.sessions.all(), *self._lingering]
+        return [
+            *self.builds.values(),
+            *self._results.values(),
+            *self._failed.values(),
+            *self.sessions.all(),
+            *self._lingering,
+        ]
 
     def showing(self, dataset: Dataset) -> set[Area]:
         """The areas with this dataset behind them."""
@@ -358,7 +475,7 @@ class Tree:
             for ident in list(self.builds):
                 _let_go(self.builds.pop(ident))
                 await self.store.builds.discard(ident)
-            for area in (*self._results.values(), *self._lingering):
+            for area in (*self._results.values(), *self._failed.values(), *self._lingering):
                 _let_go(area)
             await self.store.caches.settle()
             await self.store.reaper.try_all()

@@ -30,7 +30,7 @@ told of files: they are written through a view of the driver, as the tree does.
 The errors are those of `zfsfs.errors`. `Store.run` tidies and destroys in the background, where a program runs on.
 """
 
-from zfsfs.store.builds import BuildInfo, Builds, ResultInfo
+from zfsfs.store.builds import BuildInfo, Builds, FailedInfo, ResultInfo
 from zfsfs.store.caches import CacheInfo, Caches, Session
 from zfsfs.store.check import check, leftovers
 from zfsfs.store.events import Event, EventLog, Outcome
@@ -46,6 +46,7 @@ __all__ = [
     "Caches",
     "Event",
     "EventLog",
+    "FailedInfo",
     "Outcome",
     "RecoveryReport",
     "ResultInfo",

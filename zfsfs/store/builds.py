@@ -11,9 +11,11 @@ under way for is in `_flying`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import trio
 
@@ -22,7 +24,18 @@ from zfsfs.errors import Busy, Exists, Missing
 from zfsfs.names import BuildId, BuildName, Dataset, Snapshot, result
 from zfsfs.store.check import base_of
 from zfsfs.store.events import EventLog
-from zfsfs.store.layout import SNAP, Numbers, clones_of, foreign, is_junk, junk
+from zfsfs.store.layout import (
+    FAILED,
+    SNAP,
+    Numbers,
+    clones_of,
+    failed_id,
+    failed_number,
+    failure,
+    foreign,
+    is_junk,
+    junk,
+)
 from zfsfs.store.reaper import Reaper
 from zfsfs.store.roots import give_root
 
@@ -48,6 +61,19 @@ class ResultInfo:
     guid: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class FailedInfo:
+    """A build that failed and is kept: `facts` are how it ended, whatever who kept it wrote down; `ended` when."""
+
+    id: BuildId
+    base: BuildId | None
+    created: float
+    guid: int
+    dataset: Dataset
+    ended: float
+    facts: Mapping[str, Any]
+
+
 def _doomed(listing: Listing, dataset: Dataset, running: set[Dataset]) -> list[Dataset]:
     """A dataset and the clones that go with it, clones first. Raises Busy when one of them has to stay."""
     found: list[Dataset] = []
@@ -59,12 +85,22 @@ def _doomed(listing: Listing, dataset: Dataset, running: set[Dataset]) -> list[D
                 raise Busy(f"the build {clone.dataset.leaf} is based on {info.dataset.leaf}")
             if clone.dataset.group == "result" and clone.snapshot(SNAP) is not None:
                 raise Busy(f"the result {clone.dataset.leaf} is based on {info.dataset.leaf}")
-            if clone.dataset.group != "result" and not is_junk(clone.dataset):
+            kept = failed_id(clone.dataset) is not None
+            if clone.dataset.group != "result" and not is_junk(clone.dataset) and not kept:
                 raise Busy(f"{clone.dataset} is a clone of {info.dataset}")
             if not is_junk(clone.dataset):
                 pending.append(clone)
         found.append(info.dataset)
     return found[::-1]
+
+
+def _failed_info(ident: BuildId, info: DatasetInfo) -> FailedInfo:
+    try:
+        facts = json.loads(info.properties.get(FAILED, ""))
+        ended = float(facts.pop("ended"))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        facts, ended = {}, float(info.created)
+    return FailedInfo(ident, base_of(info), info.created, info.guid, info.dataset, ended, facts)
 
 
 class Builds:
@@ -79,12 +115,22 @@ class Builds:
         self._reaper = reaper
         self._numbers = numbers
         self._results: dict[BuildId, ResultInfo] = {}
+        self._failed: dict[BuildId, FailedInfo] = {}
         self._running: dict[BuildId, BuildInfo] = {}
         self._flying: dict[BuildId, BuildId | None] = {}  # and the base that must stay meanwhile
 
     def load(self, listing: Listing) -> None:
         """Fill the tables."""
         self._results = {}
+        self._failed = {}
+        kept = [info for info in listing.values() if failed_id(info.dataset) is not None]
+        for info in sorted(kept, key=lambda each: failed_number(each.dataset)):
+            ident = failed_id(info.dataset)
+            assert ident is not None
+            if ident in self._failed:
+                # (c) of `keep`.
+                self._reaper.add(self._failed[ident].dataset, with_foreign=True)
+            self._failed[ident] = _failed_info(ident, info)
         for info in listing.values():
             if info.dataset.group == "result" and info.dataset.leaf and info.snapshot(SNAP) is not None:
                 found = self._registered(BuildId(info.dataset.leaf.encode("ascii")), info)
@@ -101,6 +147,10 @@ class Builds:
     def results(self) -> list[BuildId]:
         """All results."""
         return list(self._results)
+
+    def failed(self) -> dict[BuildId, FailedInfo]:
+        """The failed builds that are kept."""
+        return dict(self._failed)
 
     def running(self) -> dict[BuildId, BuildInfo]:
         """The builds that run."""
@@ -242,6 +292,68 @@ class Builds:
         self._events.append("discarded", str(id), f"build {id} is discarded")
         return grave
 
+    async def keep(self, id: BuildId, facts: Mapping[str, Any], ended: float) -> FailedInfo:
+        """A build has failed, and is kept to be looked at; an earlier one of that id makes way. No result, and no
+        base, can be made of it but by `reopen`.
+
+        Raises Missing, Busy, InvalidName (its name would be too long), and what the verbs raise: the build goes on.
+        """
+        self._not_flying(id)
+        build = self._running.get(id)
+        if build is None:
+            raise Missing(f"{id} is not being built")
+        with self._flight(id):
+            guid = await self.guid(id)
+            kept = failure(self._numbers.take(), id)
+            text = json.dumps({**facts, "ended": ended})
+            # (a) A crash here: a left-over.
+            await trio.to_thread.run_sync(self._driver.set_property, build.dataset, FAILED, text)
+            # (b) A crash here: a left-over, for what it has is only a property.
+            await trio.to_thread.run_sync(self._driver.rename, build.dataset, kept)
+            # (c) A crash here: it is kept, and an earlier one is given up by `load`.
+            older = self._failed.get(id)
+            found = FailedInfo(id, build.base, build.created, guid, kept, ended, dict(facts))
+            del self._running[id]
+            self._failed[id] = found
+            if older is not None:
+                await self._entomb([older.dataset])
+        self._events.append("failed", str(id), f"build {id} has failed and is kept", guid=guid)
+        return found
+
+    async def reopen(self, id: BuildId) -> BuildInfo:
+        """A failed build runs again, by whom it will be ended as any other. Raises Missing, Exists (there is a result
+        or a build of that id), Busy, and what the verb raises: it is then still kept."""
+        kept = self._failed.get(id)
+        if kept is None:
+            raise Missing(f"{id} is no failed build")
+        if id in self._results or id in self._running or id in self._flying:
+            raise Exists(f"{id} is {'a result' if id in self._results else 'being built'}")
+        with self._flight(id, kept.base):
+            try:
+                await trio.to_thread.run_sync(self._driver.rename, kept.dataset, result(id))
+            except Exists:
+                await self._clear(result(id))
+                await trio.to_thread.run_sync(self._driver.rename, kept.dataset, result(id))
+            # A crash here and until it is ended: a left-over.
+            build = BuildInfo(id, kept.base, kept.created, result(id))
+            del self._failed[id]
+            self._running[id] = build
+        self._events.append("reopened", str(id), f"failed build {id} is opened again")
+        return build
+
+    async def forget(self, id: BuildId) -> Dataset:
+        """Delete a failed build. Returns what its dataset is called until it is destroyed. Raises Missing, Busy."""
+        self._not_flying(id)
+        kept = self._failed.get(id)
+        if kept is None:
+            raise Missing(f"{id} is no failed build")
+        with self._flight(id):
+            # One verb: a crash before it leaves the failed build, a crash after it rubbish.
+            grave = await self._entomb([kept.dataset])
+            del self._failed[id]
+        self._events.append("failed-deleted", str(id), f"failed build {id} is deleted", guid=kept.guid)
+        return grave
+
     async def delete(self, id: BuildId) -> Dataset | None:
         """Delete a result; unregistered clones of it (a crash's) and foreign snapshots go with it. Whatever else
         needs it (a hold, a clone elsewhere, who looks into it) delays only that its space comes back. Returns what
@@ -268,7 +380,12 @@ class Builds:
                 listing = await trio.to_thread.run_sync(self._driver.list)
             if found.dataset in listing:
                 info = listing[found.dataset]
-                grave = await self._entomb(_doomed(listing, found.dataset, running))
+                doomed = _doomed(listing, found.dataset, running)
+                grave = await self._entomb(doomed)
+                for kept in [each for each in self._failed.values() if each.dataset in doomed]:
+                    del self._failed[kept.id]
+                    text = f"failed build {kept.id} is deleted with its base"
+                    self._events.append("failed-deleted", str(kept.id), text, guid=kept.guid)
             del self._results[id]
         others = foreign(info) if info is not None else []
         along = f", and its snapshots {', '.join(others)} with it" if others else ""

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from zfsfs.driver import DatasetInfo, Listing
 from zfsfs.names import BuildId, Dataset, cache_of
-from zfsfs.store.layout import GENERATION, NEXT, SNAP, is_junk, is_old
+from zfsfs.store.layout import GENERATION, NEXT, SNAP, failed_id, is_junk, is_old
 
 
 def check(listing: Listing, *, known: Collection[Dataset] = ()) -> list[str]:
@@ -54,7 +54,7 @@ def _cache(info: DatasetInfo) -> list[str]:
 
 
 def _temporary(info: DatasetInfo, listing: Listing, known: Collection[Dataset]) -> list[str]:
-    if info.dataset not in known:
+    if info.dataset not in known and failed_id(info.dataset) is None:
         what = "rubbish" if is_junk(info.dataset) else "neither a session nor waiting to be destroyed"
         return [f"{info.dataset} is {what}"]
     return []

@@ -23,7 +23,8 @@ class Outcome(enum.Enum):
 class Event:
     """One thing that happened: when, of which kind, to what, as a sentence, and in detail.
 
-    Kinds: build-started, published, discarded, builder-started, builder-ended, deleted, cache-created, opened,
+    Kinds: build-started, published, discarded, failed, reopened, failed-deleted, builder-started, builder-ended,
+    deleted, cache-created, opened,
     released, cache-deleted, postponed, destroyed, recovered, warning.
     """
 

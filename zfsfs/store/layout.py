@@ -5,13 +5,16 @@
     cache-tmp/N-c-NAME      a session's clone of a cache, or a head that a release has replaced
     cache-tmp/N-r-TEXT      rubbish: given up as a whole, its foreign snapshots and its clones in cache-tmp too.
                             A cache under construction lies here as well: it exists from its rename on
+    cache-tmp/N-f-ID        a build that failed and is kept; where there are several of an ID, the highest N counts
     @snap                   see above
     @zfsfs-next             on a clone in cache-tmp: its release is decided. On a cache: the release is not tidied yet
     @old-N                  an earlier version, going as soon as no clone needs it
     any other snapshot      foreign: never destroyed, unless a user's own rmdir deletes the dataset
+    zfsfs:failed            on cache-tmp/N-f-ID: how the build ended, as JSON. On result/ID it says nothing
     zfsfs:generation        how often a cache was published; a clone has it only from the decision on
 
-OBuilder destroys all of cache-tmp when it starts: nothing that is to stay lies there, except within a swap.
+OBuilder destroys all of cache-tmp when it starts: nothing that is to stay lies there, except within a swap, and
+failed builds, which are only there to be looked at.
 """
 
 from __future__ import annotations
@@ -21,15 +24,18 @@ import re
 from collections.abc import Collection, Iterable
 
 from zfsfs.driver import DatasetInfo, Listing
-from zfsfs.names import Dataset
+from zfsfs.errors import InvalidName
+from zfsfs.names import BuildId, Dataset
 
 SNAP = "snap"
 NEXT = "zfsfs-next"
 GENERATION = "zfsfs:generation"
+FAILED = "zfsfs:failed"
 
 _OLD = re.compile(r"old-[0-9]+\Z")
 _NUMBERED = re.compile(r"([0-9]{1,18})-")
 _JUNK = re.compile(r"[0-9]{1,18}-r-")
+_FAILED = re.compile(r"[0-9]{1,18}-f-(.+)\Z")
 
 
 def is_old(name: str) -> bool:
@@ -85,6 +91,25 @@ def former_leaf(dataset: Dataset) -> str:
 def is_junk(dataset: Dataset) -> bool:
     """Whether a dataset is given up."""
     return dataset.group == "cache-tmp" and _JUNK.match(dataset.leaf) is not None
+
+
+def failure(number: int, ident: BuildId) -> Dataset:
+    """A name for a failed build that is kept."""
+    return Dataset("cache-tmp", f"{number}-f-{ident}")
+
+
+def failed_id(dataset: Dataset) -> BuildId | None:
+    """The id of a failed build that is kept; None for any other dataset."""
+    match = _FAILED.match(dataset.leaf) if dataset.group == "cache-tmp" else None
+    try:
+        return None if match is None else BuildId(match[1].encode("utf-8", "surrogateescape"))
+    except InvalidName:
+        return None
+
+
+def failed_number(dataset: Dataset) -> int:
+    """Which one of an id's failed builds it is: higher is newer."""
+    return int(dataset.leaf.partition("-")[0])
 
 
 def free_number(listing: Iterable[Dataset]) -> int:

@@ -25,6 +25,7 @@ from zfsfs.store.layout import (
     GENERATION,
     NEXT,
     SNAP,
+    failed_id,
     foreign,
     free_number,
     generation,
@@ -231,12 +232,20 @@ def plan(listing: Listing) -> list[Action]:
     return made.actions
 
 
+def _ours(dataset: Dataset) -> bool:
+    return cache_of(dataset) is not None or is_junk(dataset) or failed_id(dataset) is not None
+
+
 def warnings(listing: Listing) -> list[str]:
     """What a person should look at: datasets in our groups that we did not make."""
     return [
         f"{each} is not a name that zfsfs gives: it is left alone"
         for each in sorted(listing)
-        if each.leaf and each.group in ("cache", "cache-tmp") and cache_of(each) is None and not is_junk(each)
+        if each.leaf
+        and each.group in ("cache", "cache-tmp")
+        and cache_of(each) is None
+        and not is_junk(each)
+        and failed_id(each) is None
     ]
 
 

@@ -1,0 +1,100 @@
+"""Failed builds that are kept: builds/.failed/ID."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+from errnos import failing
+from mounted_tree import until
+
+
+@pytest.fixture
+def keeping(unmounted, folder):
+    config = folder / "config.toml"
+    config.write_text("""
+        [builder.sh]
+        command = ["sh", "-c", "echo what is wrong; echo half > file; exit 7"]
+    """)
+    unmounted.mount(0.1, "--config", str(config), "--keep-failed", "2/1d")
+    return unmounted
+
+
+def fail(tree, name: str) -> None:
+    ident = name.partition("+")[2].partition("@")[0]
+    (tree / "builds" / name).mkdir()
+    (tree / ".zfsfs/wait" / ident).read_bytes()
+
+
+def attribute(path, name: str) -> str:
+    return os.getxattr(path, f"user.zfsfs.{name}").decode()
+
+
+def test_a_failed_build_is_kept_as_it_was(keeping):
+    fail(keeping, "sh+one")
+    kept = keeping / "builds/.failed/one"
+    assert (kept / "file").read_text() == "half\n"
+    assert (attribute(kept, "state"), attribute(kept, "exit"), attribute(kept, "signal")) == ("failed", "7", "")
+    assert attribute(kept, "log") == "what is wrong\n"
+    assert keeping.status()["failed"][0]["exit"] == 7
+    assert os.listdir(keeping / "results") == []
+    assert os.listdir(keeping / "builds") == [".failed"]
+    with failing(errno.EROFS):
+        (kept / "file").write_text("x")
+    with failing(errno.ENOENT):
+        (keeping / "builds/next@one").mkdir()
+    with failing(errno.EPERM):
+        kept.rename(keeping / "results/one")
+    kept.rmdir()
+    assert os.listdir(keeping / "builds/.failed") == []
+    assert keeping.status()["failed"] == []
+
+
+def test_a_failed_build_is_opened_again_and_published(keeping):
+    fail(keeping, "sh+one")
+    build = keeping / "builds/one"
+    with failing(errno.EINVAL):
+        (keeping / "builds/.failed/one").rename(keeping / "builds/two")
+    (keeping / "builds/.failed/one").rename(build)
+    (build / "file").write_text("whole\n")
+    build.rename(keeping / "results/one")
+    assert (keeping / "results/one/file").read_text() == "whole\n"
+    assert (keeping / ".zfsfs/log/one").read_text() == "what is wrong\n"
+    assert os.listdir(keeping / "builds/.failed") == []
+
+
+def test_no_more_are_kept_than_asked_for_and_the_oldest_go(keeping):
+    for number in range(4):
+        fail(keeping, f"sh+b{number}")
+    until(lambda: sorted(os.listdir(keeping / "builds/.failed")) == ["b2", "b3"])
+
+
+def test_the_newest_failure_of_an_id_is_kept(keeping):
+    fail(keeping, "sh+one")
+    fail(keeping, "sh+one")
+    assert os.listdir(keeping / "builds/.failed") == ["one"]
+    assert len(keeping.status()["failed"]) == 1
+
+
+def test_failed_builds_outlive_the_daemon_and_go_with_their_base(keeping):
+    (keeping / "builds/base").mkdir()
+    (keeping / "builds/base").rename(keeping / "results/base")
+    fail(keeping, "sh+one@base")
+    keeping.umount()
+    keeping.mount(0.1, "--keep-failed", "5")
+    assert attribute(keeping / "builds/.failed/one", "exit") == "7"
+    assert attribute(keeping / "builds/.failed/one", "base") == "base"
+    assert (keeping / ".zfsfs/log/one").read_text() == "what is wrong\n"
+    (keeping / "results/base").rmdir()
+    assert os.listdir(keeping / "builds/.failed") == []
+
+
+def test_a_person_keeps_a_failed_build(tree):
+    (tree / "builds/mine").mkdir()
+    (tree / "builds/mine/file").write_text("x")
+    with failing(errno.EINVAL):
+        (tree / "builds/mine").rename(tree / "builds/.failed/other")
+    (tree / "builds/mine").rename(tree / "builds/.failed/mine")
+    until(lambda: os.listdir(tree / "builds/.failed") == [])  # none is kept here
+    assert os.listdir(tree / "builds") == []

@@ -87,7 +87,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
         (tree / "builds/b").mkdir()
         (tree / "caches/c").mkdir()
         yield Places({"build": tree / "builds/b", "cache": tree / "caches/c", "native": native})
-        subprocess.run(["rm", "-rf", tree / "builds/b", native], check=True)
+        subprocess.run(["rm", "-rf", tree / "builds/b"], check=True)
 
 
 @contextmanager

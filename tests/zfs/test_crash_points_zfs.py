@@ -54,8 +54,7 @@ def driver(pool: str) -> Iterator[Driver]:
     from zfsfs.zfs.driver import ZfsDriver
 
     driver = ZfsDriver(pool)
-    driver.lock()
-    driver.prepare()
+    driver.prepare()  # not locked: some sequences start a store on it
     yield driver
     driver.close()
 

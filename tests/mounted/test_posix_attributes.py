@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 import os
+import stat
 import struct
 import subprocess
 
-from comparing import ACCESS, ANNA, BERT, DEFAULT, acl, acting, compared, look, moved, opened, read, tried, write
+from comparing import (
+    ACCESS,
+    ANNA,
+    BERT,
+    DEFAULT,
+    acl,
+    acting,
+    compared,
+    look,
+    moved,
+    opened,
+    read,
+    tried,
+    umask,
+    write,
+)
 
 #: Tags of access control lists, see acl(5) and linux/posix_acl_xattr.h.
 OWNER, USER, GROUP_OF_FILE, GROUP, MASK, OTHERS = 1, 2, 4, 8, 16, 32
@@ -202,3 +218,43 @@ def test_files_without_a_name_keep_their_attributes():
         )
         os.unlink("g")
         yield tried(os.getxattr, fd, "user.x"), tried(os.setxattr, fd, "user.z", b"3"), sorted(os.listxattr(fd))
+
+
+@compared()
+def test_defaults_are_inherited_and_the_umask_then_counts_for_nothing():
+    for number, default in enumerate((
+        acl((OWNER, 7), (GROUP_OF_FILE, 7), (OTHERS, 7)),
+        acl((OWNER, 7), (GROUP_OF_FILE, 5), (OTHERS, 0)),
+        acl((OWNER, 7), (USER, 6, 4321), (GROUP_OF_FILE, 5), (MASK, 7), (OTHERS, 4)),
+    )):  # fmt: skip
+        folder = f"d{number}"
+        os.mkdir(folder)
+        os.setxattr(folder, DEFAULT, default)
+        for mask in (0o022, 0o077, 0):
+            with umask(mask):
+                name = f"{folder}/{mask:o}"
+                write(f"{name}f")
+                os.mkdir(f"{name}d")
+                os.mkdir(f"{name}d/in")
+                os.mkfifo(f"{name}p", 0o644)
+                os.symlink("x", f"{name}l")
+                os.mknod(f"{name}n", stat.S_IFREG | 0o640)
+                os.mkdir(f"{name}s", 0o1750)
+            for each in ("f", "d", "d/in", "p", "l", "n", "s"):
+                yield each, look(name + each), each != "l" and getfacl(name + each)
+
+
+@compared("root")
+def test_defaults_are_inherited_by_what_others_make():
+    os.mkdir("d")
+    os.chmod("d", 0o2777)
+    os.setxattr("d", DEFAULT, acl((OWNER, 7), (USER, 7, 4321), (GROUP_OF_FILE, 7), (MASK, 7), (OTHERS, 0)))
+    os.chown("d", 0, 777)
+    with acting(ANNA), umask(0o077):
+        write("d/f", b"x")
+        os.mkdir("d/e")
+        os.mkfifo("d/p")
+        for name in ("d/f", "d/e", "d/p"):
+            yield look(name), getfacl(name)
+    with acting(BERT):
+        yield tried(read, "d/f"), tried(write, "d/e/f", b"y"), tried(read, "d/e/f")

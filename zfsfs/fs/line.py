@@ -40,7 +40,7 @@ from zfsfs.fs.lane import HANDLERS, PREPARED, Context, Handler, Lane
 _WANTED = (
     wire.ASYNC_READ | wire.ATOMIC_O_TRUNC | wire.BIG_WRITES | wire.DO_READDIRPLUS | wire.ASYNC_DIO
     | wire.WRITEBACK_CACHE | wire.PARALLEL_DIROPS | wire.POSIX_ACL | wire.MAX_PAGES | wire.CACHE_SYMLINKS
-    | wire.AUTO_INVAL_DATA
+    | wire.AUTO_INVAL_DATA | wire.DONT_MASK
 )  # fmt: skip
 
 log = logging.getLogger(__name__)

@@ -197,19 +197,19 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> Attributes:
         parent = await self.changing(parent_inode, ctx.uid)
-        self._files.mknod(parent, name, mode, rdev, _caller(ctx))
+        self._files.mknod(parent, name, self._files.masked(parent, mode, ctx.umask), rdev, _caller(ctx))
         return self._entry(parent, name)
 
     @answered
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext) -> Attributes:
-        caller = _caller(ctx)
+        caller, mode = _caller(ctx), stat.S_IMODE(mode)
         if parent_inode in _GROUPS:
-            area = await self._tree.mkdir(_GROUPS[parent_inode], name, stat.S_IMODE(mode), caller)
+            area = await self._tree.mkdir(_GROUPS[parent_inode], name, mode & ~ctx.umask, caller)
             entry = await self._root_of(area)
             self._found(area)
             return entry
         parent = await self.changing(parent_inode, ctx.uid)
-        self._files.mkdir(parent, name, stat.S_IMODE(mode), caller)
+        self._files.mkdir(parent, name, self._files.masked(parent, mode, ctx.umask), caller)
         return self._entry(parent, name)
 
     @answered
@@ -349,6 +349,7 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, Attributes]:
         parent = await self.changing(parent_inode, ctx.uid)
+        mode = self._files.masked(parent, mode, ctx.umask)
         handle = self._files.create(parent, name, mode, flags, _caller(ctx))
         handle.node.lookups += 1
         info = self.opened(fh=handle.fd, keep_cache=True)

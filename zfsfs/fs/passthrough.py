@@ -30,6 +30,7 @@ _NOATIME = os.O_NOATIME if _ROOT else 0
 #: The coarsest clock that filesystems date changes with, and some more; in ns.
 _TICK = 100_000_000
 _SET_ID = stat.S_ISUID | stat.S_ISGID
+_DEFAULT_ACL = "system.posix_acl_default"
 
 
 @dataclass(slots=True)
@@ -118,6 +119,16 @@ class Passthrough:
         except BaseException:
             (os.rmdir if stat.S_ISDIR(mode) else os.unlink)(name, dir_fd=fd)
             raise
+
+    def masked(self, parent: Node, mode: int, umask: int) -> int:
+        """The mode that something new is made with: a umask counts only where no default ACL does (umask(2))."""
+        if not mode & umask:
+            return mode
+        try:
+            os.getxattr(magic(self.descriptors.of(parent)), _DEFAULT_ACL)
+        except OSError:
+            return mode & ~umask
+        return mode
 
     def mkdir(self, parent: Node, name: bytes, mode: int, caller: Caller) -> None:
         """mkdir(2)."""
@@ -264,11 +275,19 @@ class Passthrough:
 
     def chown_to_nobody_new(self, node: Node, uid: int) -> None:
         """chown(2) with neither user nor group, which dates the change and clears set-user-ID all the same. That the
-        caller may do so is not checked by the kernel."""
+        caller may do so is not checked by the kernel, which asks for the same when somebody writes into the file."""
         st = self.stat(node)
-        if st.st_mode & _SET_ID and not stat.S_ISDIR(st.st_mode) and uid not in (0, st.st_uid):
+        mine = uid in (0, st.st_uid) or self._is_written_by(node, uid)
+        if st.st_mode & _SET_ID and not stat.S_ISDIR(st.st_mode) and not mine:
             raise error(errno.EPERM)
         self.chown(node, -1, -1)
+
+    def _is_written_by(self, node: Node, uid: int) -> bool:
+        handles = self.handles.values()
+        return any(
+            isinstance(each, FileHandle) and each.node is node and each.writing and each.uid == uid
+            for each in handles
+        )
 
     def truncate(self, node: Node, size: int, handle: FileHandle | None) -> None:
         """truncate(2), or ftruncate(2) by a handle."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from zfsfs import syscalls
 from zfsfs.driver import View
 from zfsfs.fs.nodes import Node, NodeTable, stale
 
@@ -161,6 +162,11 @@ class Area:
     def untold(self, node: Node) -> None:
         """The kernel has forgotten a node."""
         self._told.pop(node, None)
+
+    async def write_out(self) -> None:
+        """Have what was written through mappings put where a snapshot holds it: ZFS does that in its own time, and
+        the driver asks for it. Raises OSError."""
+        await trio.to_thread.run_sync(syscalls.syncfs, self.fd)
 
     def forgotten(self) -> None:
         """The kernel knows nothing beneath any more."""

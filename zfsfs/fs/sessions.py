@@ -254,6 +254,7 @@ class Sessions:
             if place.discarded:
                 return await self._store.caches.discard(session)
             return await self._store.caches.release(session, changed=area.changed)
+        await area.write_out()
         self._drop_view(shared)
         outcome = await self._store.caches.release(session, changed=True)
         shared.view = area.view  # the clone is the cache now, and what looks into it goes on doing so

@@ -268,6 +268,7 @@ class Tree:
             raise Busy(f"{target} can't be published: {area.writers} files in it are open for writing")
         area.read_only = True  # before the snapshot: what it holds is what the result shows
         try:
+            await area.write_out()
             await self.store.builds.publish(target)
         except BaseException:
             area.read_only = False

@@ -106,3 +106,12 @@ def beneath(folder: Path) -> Iterator[tuple[str, Path]]:
     yield name, native
     subprocess.run(["zfs", "destroy", "-R", name], check=True)
     subprocess.run(["zfs", "destroy", "-R", f"{name}-native"], check=True)
+
+
+@pytest.fixture
+def cache(tree: Mounted) -> Path:
+    """A cache with a file, published."""
+    (tree / "caches/c").mkdir()
+    (tree / "caches/c/file").write_text("first")
+    assert tree.outcome("c") == "published"
+    return tree / "caches/c"

@@ -14,15 +14,6 @@ from errnos import failing
 from mounted_tree import until
 
 
-@pytest.fixture
-def cache(tree):
-    """A cache with a file, published."""
-    (tree / "caches/c").mkdir()
-    (tree / "caches/c/file").write_text("first")
-    assert tree.outcome("c") == "published"
-    return tree / "caches/c"
-
-
 @contextmanager
 def held(path):
     """A handle on a directory, as `exec 9< DIR` has it."""

@@ -35,14 +35,6 @@ def terminated(tree) -> None:
     assert mounted_type(str(tree.path)) is None
 
 
-@pytest.fixture
-def cache(tree):
-    (tree / "caches/c").mkdir()
-    (tree / "caches/c/file").write_text("first")
-    assert tree.outcome("c") == "published"
-    return tree / "caches/c"
-
-
 def test_sigterm_publishes_what_is_in_open_sessions_written_or_not_yet(tree, cache):
     with open(cache / "file", "r+b") as file, open(cache / "other", "wb", buffering=0) as other:
         mapped = mmap.mmap(file.fileno(), 5)

@@ -31,15 +31,6 @@ def build(tree):
 
 
 @pytest.fixture
-def cache(tree):
-    """A cache with a file, published."""
-    (tree / "caches/c").mkdir()
-    (tree / "caches/c/file").write_text("first")
-    assert tree.outcome("c") == "published"
-    return tree / "caches/c"
-
-
-@pytest.fixture
 def target(tmp_path):
     """Where to mount; unmounted at the end, so that nothing that cleans up goes astray in it."""
     folder = tmp_path / "target"

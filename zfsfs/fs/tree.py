@@ -261,11 +261,7 @@ class Tree:
         if build.run is not None and not build.run.success:
             raise Busy(f"build {target} is its builder's to publish")
         await _not_native(area)
-        # RELEASE comes after close(2) has returned.
-        with trio.move_on_after(DRAIN):
-            await area.until(lambda: not area.writers)
-        if area.writers:
-            raise Busy(f"{target} can't be published: {area.writers} files in it are open for writing")
+        await _not_written(area, f"{target} can't be published")
         area.read_only = True  # before the snapshot: what it holds is what the result shows
         try:
             await area.write_out()
@@ -290,10 +286,7 @@ class Tree:
         if build.run is not None and (build.run.ended is None or build.run.success):
             raise Busy(f"build {target} is its builder's to end")
         await _not_native(area)
-        with trio.move_on_after(DRAIN):
-            await area.until(lambda: not area.writers)
-        if area.writers:
-            raise Busy(f"{target} can't be kept: {area.writers} files in it are open for writing")
+        await _not_written(area, f"{target} can't be kept")
         self._let_go_of_failed(target)
         facts = {} if build.run is None else build.run.facts
         area.read_only = True
@@ -494,6 +487,15 @@ async def _not_native(area: Area) -> None:
     if area.held is not None:
         who = ", ".join(area.held.names())
         raise Busy(f"{shown(area.place.path())} is native for somebody: {who}")
+
+
+async def _not_written(area: Area, otherwise: str) -> None:
+    """See that nothing beneath is open for writing. Raises Busy, which begins with `otherwise`."""
+    # RELEASE comes after close(2) has returned.
+    with trio.move_on_after(DRAIN):
+        await area.until(lambda: not area.writers)
+    if area.writers:
+        raise Busy(f"{otherwise}: {area.writers} files in it are open for writing")
 
 
 def _build(area: Area) -> BuildPlace:

@@ -25,7 +25,8 @@ from zfsfs.errors import ZfsfsError
 from zfsfs.fs import sessions
 from zfsfs.fs import tree as trees
 from zfsfs.fs.area import Area
-from zfsfs.fs.passthrough import Caller, Passthrough
+from zfsfs.fs.caller import Caller
+from zfsfs.fs.passthrough import Passthrough
 from zfsfs.fs.places import CachePlace
 from zfsfs.fs.tree import BUILDS, CACHES, RESULTS, Tree
 from zfsfs.fs.users import BUILD, FILE, OWN, SESSION, Users

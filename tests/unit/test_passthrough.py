@@ -12,8 +12,9 @@ import pytest
 from errnos import failing
 
 from zfsfs.fs.area import Area
+from zfsfs.fs.caller import Caller
 from zfsfs.fs.nodes import Node, NodeTable
-from zfsfs.fs.passthrough import Caller, Passthrough
+from zfsfs.fs.passthrough import Passthrough
 from zfsfs.fs.places import ResultPlace
 from zfsfs.fs.users import Users
 from zfsfs.fs.workers import Workers

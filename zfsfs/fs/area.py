@@ -21,7 +21,7 @@ from zfsfs.driver import View
 from zfsfs.fs.nodes import Node, NodeTable, stale
 
 if TYPE_CHECKING:
-    from zfsfs.fs.passthrough import Caller
+    from zfsfs.fs.caller import Caller
     from zfsfs.fs.places import Place
 
 

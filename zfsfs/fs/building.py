@@ -25,8 +25,8 @@ from zfsfs.builders.supervisor import Ended, Job
 from zfsfs.config import Builder, CacheUse, KeepFailed, Publish
 from zfsfs.errors import Busy, Exists, Missing, ZfsfsError
 from zfsfs.fs.area import Area
+from zfsfs.fs.caller import Caller
 from zfsfs.fs.logs import Logs
-from zfsfs.fs.passthrough import Caller
 from zfsfs.fs.places import BuildPlace
 from zfsfs.fs.tree import BUILDS, Tree
 from zfsfs.fs.waiting import Ends

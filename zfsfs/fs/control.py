@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from zfsfs.fs.passthrough import error
+from zfsfs.fs.caller import error
 from zfsfs.names import FAILED_BUILDS
 
 #: The first inode number of what lies in datasets; smaller ones are the tree's own.

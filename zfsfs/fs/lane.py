@@ -22,7 +22,8 @@ from zfsfs.fs.backing import Backings
 from zfsfs.fs.control import FIRST_INODE
 from zfsfs.fs.handles import FileHandle
 from zfsfs.fs.nodes import Node
-from zfsfs.fs.operations import FIRST_OWN_HANDLE, Operations
+from zfsfs.fs.operations import Operations
+from zfsfs.fs.own_operations import FIRST_OWN_HANDLE
 from zfsfs.fs.passthrough import Passthrough
 from zfsfs.fs.tree import Tree
 

@@ -9,65 +9,30 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import select
 import stat
-import time
 from collections.abc import Sequence
-from contextlib import suppress
 
 import pyfuse3
-import trio
 
-from zfsfs.errors import Missing
 from zfsfs.fs import control, status, who
-from zfsfs.fs.area import Area
-from zfsfs.fs.control import FIRST_INODE, Control, Own, Reader
+from zfsfs.fs.caller import Caller, error
+from zfsfs.fs.control import FIRST_INODE
 from zfsfs.fs.handles import DirectoryHandle
 from zfsfs.fs.nodes import Node
-from zfsfs.fs.passthrough import Caller, Passthrough, error
-from zfsfs.fs.replies import absent, answered, attributes, dot, own_attributes
-from zfsfs.fs.tree import BUILDS, CACHES, FAILED, RESULTS, Tree
-from zfsfs.fs.users import OWN
-from zfsfs.names import FAILED_BUILDS
+from zfsfs.fs.own_operations import FIRST_OWN_HANDLE, GROUPS, Attributes, OwnOperations
+from zfsfs.fs.replies import answered
 
 log = logging.getLogger(__name__)
 
-_GROUPS = {control.BUILDS: BUILDS, control.RESULTS: RESULTS, control.CACHES: CACHES, control.FAILED: FAILED}
 _GROUP_OF = {"build": control.BUILDS, "result": control.RESULTS, "cache": control.CACHES, "failed": control.FAILED}
-#: Handles of the tree's own files and directories start here; those of areas are descriptors.
-FIRST_OWN_HANDLE = 1 << 32
-
-Attributes = pyfuse3.EntryAttributes
 
 
 def _caller(ctx: pyfuse3.RequestContext) -> Caller:
     return Caller(ctx.uid, ctx.gid, ctx.pid)
 
 
-class Operations(pyfuse3.Operations):
+class Operations(OwnOperations):
     """See the module."""
-
-    # How replies are laid out; the fast lane (lane.py) has its own.
-    entry = staticmethod(attributes)
-    absent = staticmethod(absent)
-    dot = staticmethod(dot)
-    opened = pyfuse3.FileInfo
-    add_entry = staticmethod(pyfuse3.readdir_reply)
-
-    supports_dot_lookup = False
-    enable_writeback_cache = True
-    enable_acl = True
-
-    def __init__(self, tree: Tree, files: Passthrough, own: Control) -> None:
-        super().__init__()
-        self._tree = tree
-        self._files = files
-        self._control = own
-        self._by_ino = tree.table.by_ino
-        self._born = time.time_ns()
-        self._own: dict[int, list[tuple[int, bytes]] | Reader] = {}
-        self._own_users: dict[int, int] = {}  # whose they are, but for root's
-        self._next_own = FIRST_OWN_HANDLE
 
     def met(self, number: int) -> int:
         """An operation fails with this errno: see `Troubles.met`."""
@@ -90,25 +55,6 @@ class Operations(pyfuse3.Operations):
         await self._tree.begin(node.area, uid)
         return node
 
-    def _own_attributes(self, own: Own) -> Attributes:
-        return own_attributes(own.ino, own.entry.facts(), self._born, passing=own.passing)
-
-    @staticmethod
-    async def _grown(own: Own) -> None:
-        """Tell the kernel that a file of ours has grown. With the writeback cache it believes its own size only, and
-        learns of another by what is put into its pages."""
-        size = own.entry.facts().size
-        if size > own.told:
-            own.told = size
-            with suppress(OSError):
-                # In a thread: who has mapped the file may hold the page and wait for us.
-                await trio.to_thread.run_sync(pyfuse3.notify_store, own.ino, size - 1, b"\n", abandon_on_cancel=True)
-
-    async def _root_of(self, area: Area) -> Attributes:
-        if area.view is None:
-            await self._tree.ready(area)
-        return self.entry(area.root.ino, os.fstat(area.fd), area.timeout)
-
     @answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: object) -> Attributes:
         if parent_inode < FIRST_INODE:
@@ -120,21 +66,6 @@ class Operations(pyfuse3.Operations):
             return self.absent(parent.area.absent(parent, name))
         node.lookups += 1
         return self.entry(node.ino, st, node.area.timeout)
-
-    async def _lookup_own(self, parent: int, name: bytes) -> Attributes:
-        if parent not in _GROUPS or (parent, name) == (control.BUILDS, FAILED_BUILDS):
-            own = self._control.find(parent, name)
-            own.lookups += 1
-            await self._grown(own)
-            return self._own_attributes(own)
-        area = self._tree.find(_GROUPS[parent], name)
-        entry = await self._root_of(area)
-        self._found(area)
-        return entry
-
-    def _found(self, area: Area) -> None:
-        area.root.lookups += 1
-        self._by_ino[area.root.ino] = area.root
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for ino, count in inode_list:
@@ -203,8 +134,8 @@ class Operations(pyfuse3.Operations):
     @answered
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext) -> Attributes:
         caller, mode = _caller(ctx), stat.S_IMODE(mode)
-        if parent_inode in _GROUPS:
-            area = await self._tree.mkdir(_GROUPS[parent_inode], name, mode & ~ctx.umask, caller)
+        if parent_inode in GROUPS:
+            area = await self._tree.mkdir(GROUPS[parent_inode], name, mode & ~ctx.umask, caller)
             entry = await self._root_of(area)
             self._found(area)
             return entry
@@ -234,8 +165,8 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        if parent_inode in _GROUPS:
-            await self._tree.rmdir(_GROUPS[parent_inode], name)
+        if parent_inode in GROUPS:
+            await self._tree.rmdir(GROUPS[parent_inode], name)
         else:
             self._files.rmdir(await self.changing(parent_inode, ctx.uid), name)
 
@@ -290,8 +221,8 @@ class Operations(pyfuse3.Operations):
         node = self._by_ino.get(inode)
         if node is not None:
             found = await who.of_path(self._tree, who.path_of(node), node.area, uid)
-        elif inode in (control.ROOT, *_GROUPS):
-            found = await who.of_path(self._tree, _GROUPS.get(inode, b""), None, uid)
+        elif inode in (control.ROOT, *GROUPS):
+            found = await who.of_path(self._tree, GROUPS.get(inode, b""), None, uid)
         else:
             raise error(errno.ENODATA)
         return who.packed(found)
@@ -320,29 +251,10 @@ class Operations(pyfuse3.Operations):
     @answered
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         if inode < FIRST_INODE:
-            if flags & os.O_ACCMODE:
-                raise error(errno.EACCES)
-            file = self._control.get(inode).entry
-            if isinstance(file, control.Folder):
-                raise error(errno.EISDIR)
-            with self._files.users.taking(OWN, ctx.uid):
-                reader = await file.open(control.Asker(ctx.uid, ctx.pid, flags))
-            return self.opened(fh=self._keep_own(reader, ctx.uid), direct_io=True)
+            return await self._open_own(inode, flags, ctx)
         node = await self.changing(inode, ctx.uid)
         handle = self._files.open(node, flags, _caller(ctx))
         return self.opened(fh=handle.fd, direct_io=handle.direct, keep_cache=not handle.direct)
-
-    def _keep_own(self, contents: list[tuple[int, bytes]] | Reader, uid: int) -> int:
-        self._next_own += 1
-        self._own[self._next_own] = contents
-        if uid:
-            self._own_users[self._next_own] = uid
-        return self._next_own
-
-    def _drop_own(self, fh: int) -> list[tuple[int, bytes]] | Reader | None:
-        if fh in self._own_users:
-            self._files.users.give(OWN, self._own_users.pop(fh))
-        return self._own.pop(fh, None)
 
     @answered
     async def create(
@@ -362,14 +274,6 @@ class Operations(pyfuse3.Operations):
             assert not isinstance(own, list)
             return await own.read(off, size)
         return await self._files.read(self._files.file(fh), off, size)
-
-    @answered
-    async def poll(self, inode: int, fh: int, poll_handle: pyfuse3.PollHandle | None, ctx: object) -> int:
-        own = self._own.get(fh)
-        if own is None or isinstance(own, list):
-            return select.POLLIN | select.POLLOUT
-        notify = None if poll_handle is None else poll_handle.notify
-        return select.POLLIN if own.ready(notify) else 0
 
     @answered
     async def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -397,9 +301,7 @@ class Operations(pyfuse3.Operations):
     @answered
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         if inode < FIRST_INODE:
-            names = self._tree.names(_GROUPS[inode]) if inode in _GROUPS else self._control.names(inode)
-            self._files.users.take(OWN, ctx.uid)
-            return self._keep_own([(inode, name) for name in [b".", b"..", *names]], ctx.uid)
+            return self._opendir_own(inode, ctx.uid)
         return self._files.opendir(await self.changing(inode, ctx.uid), _caller(ctx)).fd
 
     @answered
@@ -433,33 +335,6 @@ class Operations(pyfuse3.Operations):
         if name == b".":
             return node.ino
         return node.parent.ino if node.parent is not None else _GROUP_OF[node.area.place.kind]
-
-    async def _read_own(self, entries: list[tuple[int, bytes]], start: int, token: pyfuse3.ReaddirToken) -> None:
-        for position in range(start, len(entries)):
-            parent, name = entries[position]
-            found: Area | Own | None = None
-            try:
-                if name in (b".", b".."):
-                    own = self._control.get(parent)
-                    entry = self._own_attributes(
-                        own if name == b"." else self._control.get(own.key[0] or control.ROOT)
-                    )
-                elif parent in _GROUPS and (parent, name) != (control.BUILDS, FAILED_BUILDS):
-                    found = self._tree.find(_GROUPS[parent], name)
-                    entry = await self._root_of(found)
-                else:
-                    found = self._control.find(parent, name)
-                    entry = self._own_attributes(found)
-            except (Missing, OSError):
-                continue  # it has gone since
-            if not self.add_entry(token, name, entry, position + 1):
-                if isinstance(found, Own):
-                    self._control.forget(found.ino, 0)
-                return
-            if isinstance(found, Own):
-                found.lookups += 1
-            elif found is not None:
-                self._found(found)
 
     @answered
     async def releasedir(self, fh: int) -> None:

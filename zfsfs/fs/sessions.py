@@ -18,8 +18,8 @@ import trio
 from zfsfs.driver import Driver, View
 from zfsfs.errors import Busy, Missing, ZfsfsError
 from zfsfs.fs.area import Area
+from zfsfs.fs.caller import Caller, error
 from zfsfs.fs.nodes import NodeTable, stale
-from zfsfs.fs.passthrough import Caller, error
 from zfsfs.fs.permission import WRITE, permits
 from zfsfs.fs.places import CachePlace, SharedCache
 from zfsfs.fs.users import SESSION, Users

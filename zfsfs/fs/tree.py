@@ -19,10 +19,10 @@ import trio
 from zfsfs.driver import View
 from zfsfs.errors import Busy, Exists, InvalidName, Missing, Refused
 from zfsfs.fs.area import Area
+from zfsfs.fs.caller import Caller, error
 from zfsfs.fs.control import FIRST_INODE
 from zfsfs.fs.holders import Holder, Wanted, holders
 from zfsfs.fs.nodes import NodeTable, stale
-from zfsfs.fs.passthrough import Caller, error
 from zfsfs.fs.permission import READ, WRITE, permits
 from zfsfs.fs.places import BuildPlace, CachePlace, FailedPlace, ResultPlace
 from zfsfs.fs.sessions import DRAIN, Sessions

@@ -21,8 +21,8 @@ from typing import Any
 import trio
 
 from zfsfs.errors import InvalidName
+from zfsfs.fs.caller import error
 from zfsfs.fs.control import Asker, Bytes, Facts, File, Folder, Reader
-from zfsfs.fs.passthrough import error
 from zfsfs.names import BuildId
 from zfsfs.store import Event, Store
 

@@ -1,0 +1,235 @@
+"""Open files and directories of areas, done on the dataset beneath: opening, reading, writing, closing.
+
+Guarantees: what is open counts in its area, its node and its user until it is closed; an area knows whether anything
+was written, by us or by the kernel itself (backing.py).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Callable
+
+from zfsfs.fs.area import Area
+from zfsfs.fs.backing import Backings
+from zfsfs.fs.caller import Caller, error, magic
+from zfsfs.fs.handles import DirectoryHandle, FileHandle
+from zfsfs.fs.nodes import Node, NodeTable
+from zfsfs.fs.users import FILE, Users
+from zfsfs.fs.workers import Workers
+
+#: Reading through us moves no times, as results promise. Who isn't root may ask for that of own files only.
+_NOATIME = os.O_NOATIME if os.geteuid() == 0 else 0
+#: The coarsest clock that filesystems date changes with, and some more; in ns.
+_TICK = 100_000_000
+SET_ID = stat.S_ISUID | stat.S_ISGID
+
+
+class OpenFiles:
+    """See the module. What is open is in `handles`, by number; `users` counts it."""
+
+    def __init__(self, table: NodeTable, workers: Workers, users: Users) -> None:
+        self.table = table
+        self.users = users
+        self.descriptors = table.descriptors
+        self.workers = workers
+        self.handles: dict[int, FileHandle | DirectoryHandle] = {}
+        #: Where the kernel reads and writes by itself; and how it is told that a file's attributes have changed.
+        self.backings: Backings | None = None
+        self.outdated: Callable[[int], None] = lambda ino: None
+        self.full: Callable[[int], object] = lambda number: None
+        #: Files that were written into, and what time the kernel believes them to have, see `_timed`.
+        self._written: dict[Node, int] = {}
+
+    def changing(self, area: Area) -> None:
+        """Something in an area is about to be changed. Raises EROFS, EBUSY."""
+        may_change(area)
+        area.changed = True
+
+    def open(self, node: Node, flags: int, caller: Caller) -> FileHandle:
+        """open(2). The writeback cache reads what it writes into, so a file open for writing can be read, too."""
+        with self.users.taking(FILE, caller.uid):
+            return self._open(node, flags, caller)
+
+    def _open(self, node: Node, flags: int, caller: Caller) -> FileHandle:
+        writing = is_writing(flags)
+        if writing or flags & os.O_TRUNC:
+            may_change(node.area)
+            if flags & os.O_TRUNC:
+                node.area.changed = True
+        path = magic(self.descriptors.of(node))
+        try:
+            fd = os.open(path, open_flags(flags))
+        except PermissionError:
+            fd = os.open(path, open_flags(flags, readable=False))
+        if flags & os.O_TRUNC and caller.uid:
+            clear_set_id(fd)
+        guest = not writing and _is_guest(node.area, caller)
+        handle = FileHandle(fd, node, writing, uid=caller.uid, guest=guest, direct=node.area.frozen)
+        if handle.direct:
+            self.table.pin(node)  # its name may go any time
+        return self.opened(handle)
+
+    def opened(self, handle: FileHandle) -> FileHandle:
+        """A file was opened."""
+        self.handles[handle.fd] = handle
+        node = handle.node
+        node.opens += 1
+        node.area.opened(handle.writing, handle.guest)
+        if self.backings is not None and not handle.direct:
+            # What is read-only is cached by the kernel instead: it is to be read without a trace, and has no writers.
+            wanted = node.kind == stat.S_IFREG and not node.area.read_only
+            handle.backing = self.backings.opened(node, handle.fd, wanted, not handle.uid)
+            if handle.backing and handle.writing and handle.uid and self.backings.roots(node):
+                clear_set_id(handle.fd)
+            if handle.backing and handle.writing and not node.area.changed:
+                handle.before = _traces(handle.fd)
+                # Two changes within a tick of the clock leave the same time.
+                node.area.changed = time.time_ns() - handle.before[0] < _TICK
+        return handle
+
+    def kept(self, area: Area) -> int:
+        """How many files are open beneath that the kernel keeps pages of."""
+        handles = self.handles.values()
+        return sum(isinstance(each, FileHandle) and each.node.area is area and not each.direct for each in handles)
+
+    def notice(self) -> None:
+        """See which areas were changed by those who have files of them open."""
+        for handle in self.handles.values():
+            if isinstance(handle, FileHandle):
+                self._notice(handle)
+
+    @staticmethod
+    def _notice(handle: FileHandle) -> None:
+        area = handle.node.area
+        if handle.before is None or area.changed:
+            return
+        os.fdatasync(handle.fd)  # only so does ZFS date what was written through a mapping
+        area.changed = _traces(handle.fd) != handle.before
+
+    def file(self, number: int) -> FileHandle:
+        """The open file of that number."""
+        handle = self.handles[number]
+        assert isinstance(handle, FileHandle)
+        return handle
+
+    async def read(self, handle: FileHandle, offset: int, size: int) -> bytes:
+        """pread(2)."""
+        return await self.workers.run(lambda: os.pread(handle.fd, size, offset))
+
+    async def write(self, handle: FileHandle, offset: int, data: bytes) -> int:
+        """pwrite(2), all of it or an error: the kernel takes no notice when less of a page was written."""
+        return await self.workers.run(self.to_write(handle, offset, data))
+
+    def to_write(self, handle: FileHandle, offset: int, data: bytes) -> Callable[[], int]:
+        """What a worker has to do for a write."""
+        handle.node.area.changed = True
+        if handle.node not in self._written:
+            self._written[handle.node] = os.fstat(handle.fd).st_mtime_ns
+        return lambda: _write_all(handle.fd, data, offset)
+
+    def _timed(self, handle: FileHandle | DirectoryHandle) -> None:
+        """Give a file the time back that it had before it was written into.
+
+        The kernel keeps the time of what it gathers, and sends it after the data; but not when it is the one that it
+        knows already (of a file that is written in the tick in which it was made). Then it is our write that is late.
+        """
+        then = self._written.pop(handle.node, None)
+        if then is not None:
+            os.utime(handle.fd, ns=(os.fstat(handle.fd).st_atime_ns, then))
+
+    async def fsync(self, number: int, data_only: bool) -> None:
+        """fsync(2), fdatasync(2)."""
+        handle = self.handles[number]
+        fd = handle.fd
+        self._timed(handle)
+        await self.workers.run(lambda: os.fdatasync(fd) if data_only else os.fsync(fd))
+
+    def close(self, number: int) -> None:
+        """close(2)."""
+        handle = self.handles.pop(number)
+        node = handle.node
+        try:
+            self._timed(handle)
+            if isinstance(handle, FileHandle) and self.backings is not None and not handle.direct:
+                self._notice(handle)
+                self.backings.closed(node)
+                if handle.backing and handle.writing:
+                    self._written_by_kernel(handle)
+        finally:
+            os.close(handle.fd)
+            if handle.uid:
+                self.users.give(FILE, handle.uid)
+            area = handle.node.area
+            self.table.closed(handle.node)
+            area.closed(isinstance(handle, FileHandle) and handle.writing, handle.guest)
+
+    def _written_by_kernel(self, handle: FileHandle) -> None:
+        """A file is closed into which the kernel has written by itself."""
+        if handle.node.lookups:
+            self.outdated(handle.node.ino)  # of what is written through a mapping it learns nothing
+        if not os.fstatvfs(handle.fd).f_bavail:
+            self.full(errno.ENOSPC)  # of which only the writer has heard
+
+    # Open directories.
+
+    def opendir(self, node: Node, caller: Caller) -> DirectoryHandle:
+        """opendir(3)."""
+        with self.users.taking(FILE, caller.uid):
+            fd = os.open(
+                b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | _NOATIME, dir_fd=self.descriptors.of(node)
+            )
+        handle = DirectoryHandle(fd, node, uid=caller.uid, guest=_is_guest(node.area, caller))
+        self.handles[fd] = handle
+        node.opens += 1
+        node.area.opened(False, handle.guest)
+        return handle
+
+
+def _traces(fd: int) -> tuple[int, int, int]:
+    """What shows that a file was written into."""
+    st = os.fstat(fd)
+    return st.st_ctime_ns, st.st_mtime_ns, st.st_size
+
+
+def clear_set_id(fd: int) -> None:
+    """What a write by others than root does to set-user-ID and set-group-ID programs."""
+    mode = stat.S_IMODE(os.fstat(fd).st_mode)
+    if mode & SET_ID:
+        gone = stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0)
+        os.fchmod(fd, mode & ~gone)
+
+
+def _write_all(fd: int, data: bytes, offset: int) -> int:
+    written = os.pwrite(fd, data, offset)
+    while written < len(data):
+        written += os.pwrite(fd, memoryview(data)[written:], offset + written)
+    return written
+
+
+def may_change(area: Area) -> None:
+    """Raises EROFS, EBUSY."""
+    if area.read_only:
+        raise error(errno.EROFS)
+    if area.frozen:
+        raise error(errno.EBUSY)
+
+
+def _is_guest(area: Area, caller: Caller) -> bool:
+    return caller.uid != 0 and area.is_guest is not None and area.is_guest(caller)
+
+
+def is_writing(flags: int) -> bool:
+    """Whether a file that is opened so may be written into."""
+    return bool(flags & os.O_ACCMODE)
+
+
+def open_flags(flags: int, readable: bool = True) -> int:
+    """What to open with: the kernel appends by itself, and makes links and files as it was told."""
+    kept = flags & (os.O_TRUNC | os.O_SYNC | os.O_DSYNC)
+    access = flags & os.O_ACCMODE
+    if access == os.O_WRONLY and readable:
+        access = os.O_RDWR
+    return kept | access | (_NOATIME if readable else 0) | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK

@@ -1,0 +1,158 @@
+"""The tree's own directories and files, as pyfuse3 asks for them: groups, `.zfsfs`, and the roots of areas.
+
+Guarantees: a lookup is counted once for every entry that the kernel took.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import time
+from contextlib import suppress
+
+import pyfuse3
+import trio
+
+from zfsfs.errors import Missing
+from zfsfs.fs import control
+from zfsfs.fs.area import Area
+from zfsfs.fs.caller import error
+from zfsfs.fs.control import Control, Own, Reader
+from zfsfs.fs.passthrough import Passthrough
+from zfsfs.fs.replies import absent, answered, attributes, dot, own_attributes
+from zfsfs.fs.tree import BUILDS, CACHES, FAILED, RESULTS, Tree
+from zfsfs.fs.users import OWN
+from zfsfs.names import FAILED_BUILDS
+
+GROUPS = {control.BUILDS: BUILDS, control.RESULTS: RESULTS, control.CACHES: CACHES, control.FAILED: FAILED}
+#: Handles of the tree's own files and directories start here; those of areas are descriptors.
+FIRST_OWN_HANDLE = 1 << 32
+
+Attributes = pyfuse3.EntryAttributes
+
+
+class OwnOperations(pyfuse3.Operations):
+    """See the module. What is open of it is in `_own`."""
+
+    # How replies are laid out; the fast lane (lane.py) has its own.
+    entry = staticmethod(attributes)
+    absent = staticmethod(absent)
+    dot = staticmethod(dot)
+    opened = pyfuse3.FileInfo
+    add_entry = staticmethod(pyfuse3.readdir_reply)
+
+    supports_dot_lookup = False
+    enable_writeback_cache = True
+    enable_acl = True
+
+    def __init__(self, tree: Tree, files: Passthrough, own: Control) -> None:
+        super().__init__()
+        self._tree = tree
+        self._files = files
+        self._control = own
+        self._by_ino = tree.table.by_ino
+        self._born = time.time_ns()
+        self._own: dict[int, list[tuple[int, bytes]] | Reader] = {}
+        self._own_users: dict[int, int] = {}  # whose they are, but for root's
+        self._next_own = FIRST_OWN_HANDLE
+
+    # Looking.
+
+    def _own_attributes(self, own: Own) -> Attributes:
+        return own_attributes(own.ino, own.entry.facts(), self._born, passing=own.passing)
+
+    @staticmethod
+    async def _grown(own: Own) -> None:
+        """Tell the kernel that a file of ours has grown. With the writeback cache it believes its own size only, and
+        learns of another by what is put into its pages."""
+        size = own.entry.facts().size
+        if size > own.told:
+            own.told = size
+            with suppress(OSError):
+                # In a thread: who has mapped the file may hold the page and wait for us.
+                await trio.to_thread.run_sync(pyfuse3.notify_store, own.ino, size - 1, b"\n", abandon_on_cancel=True)
+
+    async def _root_of(self, area: Area) -> Attributes:
+        if area.view is None:
+            await self._tree.ready(area)
+        return self.entry(area.root.ino, os.fstat(area.fd), area.timeout)
+
+    async def _lookup_own(self, parent: int, name: bytes) -> Attributes:
+        if parent not in GROUPS or (parent, name) == (control.BUILDS, FAILED_BUILDS):
+            own = self._control.find(parent, name)
+            own.lookups += 1
+            await self._grown(own)
+            return self._own_attributes(own)
+        area = self._tree.find(GROUPS[parent], name)
+        entry = await self._root_of(area)
+        self._found(area)
+        return entry
+
+    def _found(self, area: Area) -> None:
+        area.root.lookups += 1
+        self._by_ino[area.root.ino] = area.root
+
+    # Open files and directories.
+
+    async def _open_own(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        if flags & os.O_ACCMODE:
+            raise error(errno.EACCES)
+        file = self._control.get(inode).entry
+        if isinstance(file, control.Folder):
+            raise error(errno.EISDIR)
+        with self._files.users.taking(OWN, ctx.uid):
+            reader = await file.open(control.Asker(ctx.uid, ctx.pid, flags))
+        return self.opened(fh=self._keep_own(reader, ctx.uid), direct_io=True)
+
+    def _opendir_own(self, inode: int, uid: int) -> int:
+        names = self._tree.names(GROUPS[inode]) if inode in GROUPS else self._control.names(inode)
+        self._files.users.take(OWN, uid)
+        return self._keep_own([(inode, name) for name in [b".", b"..", *names]], uid)
+
+    def _keep_own(self, contents: list[tuple[int, bytes]] | Reader, uid: int) -> int:
+        self._next_own += 1
+        self._own[self._next_own] = contents
+        if uid:
+            self._own_users[self._next_own] = uid
+        return self._next_own
+
+    def _drop_own(self, fh: int) -> list[tuple[int, bytes]] | Reader | None:
+        if fh in self._own_users:
+            self._files.users.give(OWN, self._own_users.pop(fh))
+        return self._own.pop(fh, None)
+
+    @answered
+    async def poll(self, inode: int, fh: int, poll_handle: pyfuse3.PollHandle | None, ctx: object) -> int:
+        own = self._own.get(fh)
+        if own is None or isinstance(own, list):
+            return select.POLLIN | select.POLLOUT
+        notify = None if poll_handle is None else poll_handle.notify
+        return select.POLLIN if own.ready(notify) else 0
+
+    async def _read_own(self, entries: list[tuple[int, bytes]], start: int, token: pyfuse3.ReaddirToken) -> None:
+        for position in range(start, len(entries)):
+            parent, name = entries[position]
+            found: Area | Own | None = None
+            try:
+                if name in (b".", b".."):
+                    own = self._control.get(parent)
+                    entry = self._own_attributes(
+                        own if name == b"." else self._control.get(own.key[0] or control.ROOT)
+                    )
+                elif parent in GROUPS and (parent, name) != (control.BUILDS, FAILED_BUILDS):
+                    found = self._tree.find(GROUPS[parent], name)
+                    entry = await self._root_of(found)
+                else:
+                    found = self._control.find(parent, name)
+                    entry = self._own_attributes(found)
+            except (Missing, OSError):
+                continue  # it has gone since
+            if not self.add_entry(token, name, entry, position + 1):
+                if isinstance(found, Own):
+                    self._control.forget(found.ino, 0)
+                return
+            if isinstance(found, Own):
+                found.lookups += 1
+            elif found is not None:
+                self._found(found)

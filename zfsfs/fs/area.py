@@ -179,6 +179,12 @@ class Area:
         view, self.view = self.view, None
         return view
 
+    def let_go(self) -> None:
+        """Show nothing any more."""
+        view = self.detach()
+        if view is not None:
+            view.close()
+
     def attach(self, view: View) -> None:
         """Show a view with the contents and inode numbers that were shown before."""
         self.detach()

@@ -269,7 +269,7 @@ class Builders:
                 kept = b"builds/.failed/" + ident.name
                 await self._by_path(
                     lambda root: os.rename(old, kept, src_dir_fd=root, dst_dir_fd=root),
-                    lambda: self._tree.keep(bytes(place.name), ident.name),
+                    lambda: self._tree.failures.keep(bytes(place.name), ident.name),
                 )
                 return
             except (ZfsfsError, OSError) as failure:
@@ -313,7 +313,7 @@ class Builders:
                 try:
                     await self._by_path(
                         lambda root, path=path: os.rmdir(path, dir_fd=root),  # type: ignore[misc]
-                        lambda each=each: tree.forget_failed(each.id),  # type: ignore[misc]
+                        lambda each=each: tree.failures.forget(each.id),  # type: ignore[misc]
                     )
                 except (ZfsfsError, OSError) as failure:
                     text = f"failed build {each.id} can't be deleted yet: {failure}"

@@ -25,7 +25,7 @@ from zfsfs.fs.kernel import Kernel
 from zfsfs.fs.passthrough import Passthrough
 from zfsfs.fs.permission import WRITE, permits
 from zfsfs.fs.places import BuildPlace, FailedPlace, ResultPlace
-from zfsfs.fs.sessions import DRAIN
+from zfsfs.fs.quiet import DRAIN
 from zfsfs.fs.tree import Tree
 from zfsfs.names import Dataset, Snapshot, shown
 from zfsfs.native.watching import Found, Where, look, where

@@ -187,10 +187,10 @@ class Operations(OwnOperations):
                 await self._tree.publish(name_old, name_new)
                 return
             if (parent_inode_old, parent_inode_new) == (control.BUILDS, control.FAILED):
-                await self._tree.keep(name_old, name_new)
+                await self._tree.failures.keep(name_old, name_new)
                 return
             if (parent_inode_old, parent_inode_new) == (control.FAILED, control.BUILDS):
-                await self._tree.reopen(name_old, name_new)
+                await self._tree.failures.reopen(name_old, name_new)
                 return
             same = parent_inode_old == parent_inode_new or (
                 parent_inode_old < FIRST_INODE and parent_inode_new < FIRST_INODE

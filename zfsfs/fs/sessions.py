@@ -22,6 +22,7 @@ from zfsfs.fs.caller import Caller, error
 from zfsfs.fs.nodes import NodeTable, stale
 from zfsfs.fs.permission import WRITE, permits
 from zfsfs.fs.places import CachePlace, SharedCache
+from zfsfs.fs.quiet import DRAIN, closed
 from zfsfs.fs.users import SESSION, Users
 from zfsfs.names import CacheName, SessionName, cache
 from zfsfs.store import Outcome, Session, Store
@@ -30,8 +31,6 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two looks at who still holds a session without an open file.
 HOLDER_PAUSE = 0.25
-#: Seconds that a handle may take to be released after close(2) returned.
-DRAIN = 1.0
 #: Seconds before a session is closed again that could not be (a full pool).
 RETRY = 5.0
 
@@ -248,9 +247,7 @@ class Sessions:
         wins = area.changed and not place.discarded and info is not None and info.generation == session.generation
         if not wins:
             # ZFS destroys nothing that is looked into.
-            view = area.detach()
-            if view is not None:
-                view.close()
+            area.let_go()
             if place.discarded:
                 return await self._store.caches.discard(session)
             return await self._store.caches.release(session, changed=area.changed)
@@ -283,8 +280,7 @@ class Sessions:
         del place.cache.areas[bytes(name)]
         area.stir()
         if place.session is not None:
-            with trio.move_on_after(DRAIN):
-                await area.until(lambda: not area.opens)
+            await closed(area)
             await self.close(area)
 
     async def delete(self, name: CacheName) -> None:

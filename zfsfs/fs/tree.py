@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -21,14 +20,16 @@ from zfsfs.errors import Busy, Exists, InvalidName, Missing, Refused
 from zfsfs.fs.area import Area
 from zfsfs.fs.caller import Caller, error
 from zfsfs.fs.control import FIRST_INODE
+from zfsfs.fs.failures import Failures
 from zfsfs.fs.holders import Holder, Wanted, holders
 from zfsfs.fs.nodes import NodeTable, stale
 from zfsfs.fs.permission import READ, WRITE, permits
 from zfsfs.fs.places import BuildPlace, CachePlace, FailedPlace, ResultPlace
-from zfsfs.fs.sessions import DRAIN, Sessions
+from zfsfs.fs.quiet import closed, not_native, not_written
+from zfsfs.fs.sessions import Sessions
 from zfsfs.fs.troubles import Troubles
 from zfsfs.fs.users import BUILD, Users
-from zfsfs.names import FAILED_BUILDS, BuildId, BuildName, Dataset, SessionName, Snapshot, shown
+from zfsfs.names import FAILED_BUILDS, BuildId, BuildName, Dataset, SessionName, Snapshot
 from zfsfs.store import Store
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Tree:
         self.table = NodeTable(FIRST_INODE)
         self.builds: dict[BuildId, Area] = {}
         self._results: dict[BuildId, Area] = {}
-        self._failed: dict[BuildId, Area] = {}
+        self.failures = Failures(self)
         self._lingering: set[Area] = set()  # of builds and results that are gone, with handles that are open
         self.sessions = Sessions(store, self.table, linger, self.holders_of, tell, users)
         self.device = -1
@@ -81,7 +82,7 @@ class Tree:
             kept = [FAILED_BUILDS] if self.store.builds.failed() else []
             return [*kept, *(bytes(_build(area).name) for area in self.builds.values())]
         if group == FAILED:
-            return [ident.name for ident in self.store.builds.failed()]
+            return self.failures.names()
         if group == RESULTS:
             return [ident.name for ident in self.store.builds.results()]
         labelled = [bytes(area.place.name) for area in self.sessions.open_areas if isinstance(area.place, CachePlace)]
@@ -91,18 +92,22 @@ class Tree:
         """The area of a name. Raises Missing."""
         try:
             if group == BUILDS:
-                build = BuildName.parse(name)
-                area = self.builds.get(build.id)
-                if area is None or _build(area).name != build:
-                    raise Missing(f"{build.id} is not being built")
-                return area
+                return self.build(name)
             if group == RESULTS:
                 return self._result(BuildId(name))
             if group == FAILED:
-                return self._failure(BuildId(name))
+                return self.failures.find(BuildId(name))
             return self.sessions.area(SessionName.parse(name))
         except InvalidName as failure:
             raise error(errno.ENAMETOOLONG if failure.errno == errno.ENAMETOOLONG else errno.ENOENT) from None
+
+    def build(self, name: bytes) -> Area:
+        """The area of a build that runs. Raises Missing, InvalidName."""
+        build = BuildName.parse(name)
+        area = self.builds.get(build.id)
+        if area is None or _build(area).name != build:
+            raise Missing(f"{build.id} is not being built")
+        return area
 
     def _result(self, ident: BuildId) -> Area:
         if self.store.builds.result(ident) is None:
@@ -114,27 +119,11 @@ class Tree:
             area.on_forgotten = self._result_forgotten
         return area
 
-    def _failure(self, ident: BuildId) -> Area:
-        info = self.store.builds.failed().get(ident)
-        if info is None:
-            raise Missing(f"there is no failed build {ident}")
-        area = self._failed.get(ident)
-        if area is None or area.place.dataset != info.dataset:
-            area = self._failed[ident] = Area(self.table, FailedPlace(ident, info.dataset))
-            area.read_only = True
-            area.on_forgotten = self._failure_forgotten
-        return area
-
-    def _failure_forgotten(self, area: Area) -> None:
-        if isinstance(area.place, FailedPlace) and self._failed.get(area.place.id) is area:
-            del self._failed[area.place.id]
-        _let_go(area)
-
     def _result_forgotten(self, area: Area) -> None:
         assert isinstance(area.place, ResultPlace)
         if self._results.get(area.place.id) is area:
             del self._results[area.place.id]
-        _let_go(area)
+        area.let_go()
 
     # Access.
 
@@ -214,7 +203,7 @@ class Tree:
             self._give_root(view.fd, user)
             guid = await self.store.builds.guid(build.id) if build.builder else 0
         except BaseException:
-            _let_go(area)
+            area.let_go()
             with trio.CancelScope(shield=True):
                 await self.store.builds.discard(build.id)
             raise
@@ -238,13 +227,13 @@ class Tree:
         if isinstance(area.place, BuildPlace) and area.place.run is not None and area.place.run.ended is None:
             self._cancel(area, area.place, area.place.run)
             return
-        await _not_native(area)
+        await not_native(area)
         if group == BUILDS:
             await self._discard_build(area)
         elif group == RESULTS:
             await self._delete_result(area)
         elif group == FAILED:
-            await self.forget_failed(BuildId(name))
+            await self.failures.forget(BuildId(name))
         else:
             session = SessionName.parse(name)
             await (self.sessions.delete(session.cache) if session.label is None else self.sessions.discard(session))
@@ -260,8 +249,8 @@ class Tree:
             raise Exists(f"there is a result {target} already")
         if build.run is not None and not build.run.success:
             raise Busy(f"build {target} is its builder's to publish")
-        await _not_native(area)
-        await _not_written(area, f"{target} can't be published")
+        await not_native(area)
+        await not_written(area, f"{target} can't be published")
         area.read_only = True  # before the snapshot: what it holds is what the result shows
         try:
             await area.write_out()
@@ -275,82 +264,6 @@ class Tree:
         self._results[target] = area
         area.on_forgotten = self._result_forgotten
         self.table.closed(area.root)
-
-    async def keep(self, old: bytes, new: bytes) -> None:
-        """mv builds/ID[@BASE] builds/.failed/ID: a build has failed, and what it left is to be looked at. Raises as
-        `publish`."""
-        area = self.find(BUILDS, old)
-        build, target = _build(area), BuildId(new)
-        if build.name.id != target:
-            raise InvalidName(f"build {build.name.id} can only be kept as .failed/{build.name.id}")
-        if build.run is not None and (build.run.ended is None or build.run.success):
-            raise Busy(f"build {target} is its builder's to end")
-        await _not_native(area)
-        await _not_written(area, f"{target} can't be kept")
-        self._let_go_of_failed(target)
-        facts = {} if build.run is None else build.run.facts
-        area.read_only = True
-        try:
-            info = await self.store.builds.keep(target, facts, time.time())
-        except BaseException:
-            area.read_only = False
-            raise
-        del self.builds[target]
-        self.users.give(BUILD, build.uid)
-        area.place = FailedPlace(target, info.dataset)
-        self._failed[target] = area
-        area.on_forgotten = self._failure_forgotten
-        self.table.closed(area.root)
-        if self.builders is not None:
-            self.builders.tidy_soon()
-
-    async def reopen(self, old: bytes, new: bytes) -> None:
-        """mv builds/.failed/ID builds/ID[@BASE]: a failed build runs again, as anybody's. Raises Missing, Exists,
-        InvalidName (another id or base)."""
-        area = self.find(FAILED, old)
-        build = BuildName.parse(new)
-        kept = self.store.builds.failed()[build.id] if build.id == BuildId(old) else None
-        if kept is None or build.builder or build.base not in (None, kept.base):
-            raise InvalidName(f"a failed build {BuildId(old)} can only be opened again under its own name")
-        await _not_native(area)
-        if area.view is None:
-            await self.ready(area)
-        uid = os.fstat(area.fd).st_uid
-        with self.users.taking(BUILD, uid):
-            info = await self.store.builds.reopen(build.id)
-        area.place = BuildPlace(build, info.created, uid)
-        self._failed.pop(build.id, None)
-        area.on_forgotten = None
-        try:
-            with trio.CancelScope(shield=True):
-                view = await trio.to_thread.run_sync(lambda: self.store.driver.view(info.dataset, writable=True))
-        except BaseException:
-            self.users.give(BUILD, uid)
-            with trio.CancelScope(shield=True):
-                await self.store.builds.discard(build.id)
-            raise
-        before = area.detach()
-        if before is not None:
-            before.close()
-        area.attach(view)
-        area.read_only = False
-        self.table.hold(area.root)
-        self.builds[build.id] = area
-
-    async def forget_failed(self, ident: BuildId) -> None:
-        """Delete a failed build; what is open in it goes on working."""
-        area = self._failed.get(ident)
-        if area is not None:
-            await _not_native(area)
-        await self.store.builds.forget(ident)
-        self._let_go_of_failed(ident)
-
-    def _let_go_of_failed(self, ident: BuildId) -> None:
-        area = self._failed.pop(ident, None)
-        if area is not None and isinstance(area.place, FailedPlace):
-            area.place.deleted = True
-            self.table.hold(area.root)
-            self._end(area)
 
     def _cancel(self, area: Area, build: BuildPlace, run: Run) -> None:
         """Answered before the builder has ended: the kernel holds the lock of builds/ until the answer."""
@@ -367,24 +280,22 @@ class Tree:
 
     async def _discard_build(self, area: Area) -> None:
         build = _build(area)
-        with trio.move_on_after(DRAIN):
-            await area.until(lambda: not area.opens)
+        await closed(area)
         build.discarded = True
         build.grave = await self._remove(area, self.store.builds.discard(build.name.id))
         if self.builds.pop(build.name.id, None) is not None:
             self.users.give(BUILD, build.uid)
-        self._end(area)
+        self.end(area)
 
     async def _delete_result(self, area: Area) -> None:
         place = area.place
         assert isinstance(place, ResultPlace)
-        with trio.move_on_after(DRAIN):
-            await area.until(lambda: not area.opens)
+        await closed(area)
         place.grave = await self._remove(area, self.store.builds.delete(place.id))
         place.deleted = True
         self._results.pop(place.id, None)
         self.table.hold(area.root)
-        self._end(area)
+        self.end(area)
 
     async def _remove(self, area: Area, verb: Coroutine[Any, Any, Dataset | None]) -> Dataset | None:
         """Let a verb give up what is behind an area. Nothing that is open in it is disturbed."""
@@ -401,19 +312,19 @@ class Tree:
                     area.attach(await trio.to_thread.run_sync(lambda: self.store.driver.view(dataset, writable=True)))
             raise
 
-    def _end(self, area: Area) -> None:
+    def end(self, area: Area) -> None:
         """A build or result is gone. What is open in it goes on working, as in a removed directory."""
         if area.opens:
             self._lingering.add(area)
             self.sessions.nursery.start_soon(self._linger, area)
         else:
-            _let_go(area)
+            area.let_go()
             self.table.closed(area.root)
 
     async def _linger(self, area: Area) -> None:
         await area.until(lambda: not area.opens)
         self._lingering.discard(area)
-        _let_go(area)
+        area.let_go()
         self.table.closed(area.root)
         self.store.reaper.hurry()
 
@@ -447,7 +358,7 @@ class Tree:
         return [
             *self.builds.values(),
             *self._results.values(),
-            *self._failed.values(),
+            *self.failures.areas(),
             *self.sessions.all(),
             *self._lingering,
         ]
@@ -467,10 +378,10 @@ class Tree:
         with trio.CancelScope(shield=True):
             await self.sessions.close_all()
             for ident in list(self.builds):
-                _let_go(self.builds.pop(ident))
+                self.builds.pop(ident).let_go()
                 await self.store.builds.discard(ident)
-            for area in (*self._results.values(), *self._failed.values(), *self._lingering):
-                _let_go(area)
+            for area in (*self._results.values(), *self.failures.areas(), *self._lingering):
+                area.let_go()
             await self.store.caches.settle()
             await self.store.reaper.try_all()
             state, self._state = self._state, None
@@ -478,32 +389,6 @@ class Tree:
                 state.close()
 
 
-async def _not_native(area: Area) -> None:
-    """Raises Busy while somebody has the area natively."""
-    if area.held is not None:
-        area.held.look()
-        with trio.move_on_after(DRAIN):
-            await area.until(lambda: area.held is None)
-    if area.held is not None:
-        who = ", ".join(area.held.names())
-        raise Busy(f"{shown(area.place.path())} is native for somebody: {who}")
-
-
-async def _not_written(area: Area, otherwise: str) -> None:
-    """See that nothing beneath is open for writing. Raises Busy, which begins with `otherwise`."""
-    # RELEASE comes after close(2) has returned.
-    with trio.move_on_after(DRAIN):
-        await area.until(lambda: not area.writers)
-    if area.writers:
-        raise Busy(f"{otherwise}: {area.writers} files in it are open for writing")
-
-
 def _build(area: Area) -> BuildPlace:
     assert isinstance(area.place, BuildPlace)
     return area.place
-
-
-def _let_go(area: Area) -> None:
-    view = area.detach()
-    if view is not None:
-        view.close()

@@ -1,0 +1,129 @@
+"""Builds that failed and are kept: builds/.failed/ID, read-only, and how they come there, run again and go."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import trio
+
+from zfsfs.errors import Busy, InvalidName, Missing
+from zfsfs.fs.area import Area
+from zfsfs.fs.places import BuildPlace, FailedPlace
+from zfsfs.fs.quiet import not_native, not_written
+from zfsfs.fs.users import BUILD
+from zfsfs.names import BuildId, BuildName
+
+if TYPE_CHECKING:
+    from zfsfs.fs.tree import Tree
+
+
+class Failures:
+    """See the module: a part of the tree."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._areas: dict[BuildId, Area] = {}
+
+    def names(self) -> list[bytes]:
+        """What the directory lists."""
+        return [ident.name for ident in self._tree.store.builds.failed()]
+
+    def areas(self) -> list[Area]:
+        """Those that the kernel may know."""
+        return list(self._areas.values())
+
+    def find(self, ident: BuildId) -> Area:
+        """The area of an id. Raises Missing."""
+        info = self._tree.store.builds.failed().get(ident)
+        if info is None:
+            raise Missing(f"there is no failed build {ident}")
+        area = self._areas.get(ident)
+        if area is None or area.place.dataset != info.dataset:
+            area = self._areas[ident] = Area(self._tree.table, FailedPlace(ident, info.dataset))
+            area.read_only = True
+            area.on_forgotten = self._forgotten
+        return area
+
+    def _forgotten(self, area: Area) -> None:
+        if isinstance(area.place, FailedPlace) and self._areas.get(area.place.id) is area:
+            del self._areas[area.place.id]
+        area.let_go()
+
+    async def keep(self, old: bytes, new: bytes) -> None:
+        """mv builds/ID[@BASE] builds/.failed/ID: a build has failed, and what it left is to be looked at. Raises as
+        `Tree.publish`."""
+        tree = self._tree
+        area = tree.build(old)
+        build, target = area.place, BuildId(new)
+        assert isinstance(build, BuildPlace)
+        if build.name.id != target:
+            raise InvalidName(f"build {build.name.id} can only be kept as .failed/{build.name.id}")
+        if build.run is not None and (build.run.ended is None or build.run.success):
+            raise Busy(f"build {target} is its builder's to end")
+        await not_native(area)
+        await not_written(area, f"{target} can't be kept")
+        self._let_go(target)
+        facts = {} if build.run is None else build.run.facts
+        area.read_only = True
+        try:
+            info = await tree.store.builds.keep(target, facts, time.time())
+        except BaseException:
+            area.read_only = False
+            raise
+        del tree.builds[target]
+        tree.users.give(BUILD, build.uid)
+        area.place = FailedPlace(target, info.dataset)
+        self._areas[target] = area
+        area.on_forgotten = self._forgotten
+        tree.table.closed(area.root)
+        if tree.builders is not None:
+            tree.builders.tidy_soon()
+
+    async def reopen(self, old: bytes, new: bytes) -> None:
+        """mv builds/.failed/ID builds/ID[@BASE]: a failed build runs again, as anybody's. Raises Missing, Exists,
+        InvalidName (another id or base)."""
+        tree = self._tree
+        ident, build = BuildId(old), BuildName.parse(new)
+        area = self.find(ident)
+        kept = tree.store.builds.failed()[ident] if build.id == ident else None
+        if kept is None or build.builder or build.base not in (None, kept.base):
+            raise InvalidName(f"a failed build {ident} can only be opened again under its own name")
+        await not_native(area)
+        if area.view is None:
+            await tree.ready(area)
+        uid = os.fstat(area.fd).st_uid
+        with tree.users.taking(BUILD, uid):
+            info = await tree.store.builds.reopen(build.id)
+        area.place = BuildPlace(build, info.created, uid)
+        self._areas.pop(build.id, None)
+        area.on_forgotten = None
+        try:
+            with trio.CancelScope(shield=True):
+                view = await trio.to_thread.run_sync(lambda: tree.store.driver.view(info.dataset, writable=True))
+        except BaseException:
+            tree.users.give(BUILD, uid)
+            with trio.CancelScope(shield=True):
+                await tree.store.builds.discard(build.id)
+            raise
+        area.let_go()
+        area.attach(view)
+        area.read_only = False
+        tree.table.hold(area.root)
+        tree.builds[build.id] = area
+
+    async def forget(self, ident: BuildId) -> None:
+        """Delete a failed build; what is open in it goes on working."""
+        area = self._areas.get(ident)
+        if area is not None:
+            await not_native(area)
+        await self._tree.store.builds.forget(ident)
+        self._let_go(ident)
+
+    def _let_go(self, ident: BuildId) -> None:
+        area = self._areas.pop(ident, None)
+        if area is not None and isinstance(area.place, FailedPlace):
+            area.place.deleted = True
+            self._tree.table.hold(area.root)
+            self._tree.end(area)

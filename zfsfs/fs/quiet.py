@@ -1,0 +1,38 @@
+"""Before an area ends or becomes something else: see that nobody is at work in it."""
+
+from __future__ import annotations
+
+import trio
+
+from zfsfs.errors import Busy
+from zfsfs.fs.area import Area
+from zfsfs.names import shown
+
+#: Seconds that a handle may take to be released after close(2) returned.
+DRAIN = 1.0
+
+
+async def not_native(area: Area) -> None:
+    """Raises Busy while somebody has the area natively."""
+    if area.held is not None:
+        area.held.look()
+        with trio.move_on_after(DRAIN):
+            await area.until(lambda: area.held is None)
+    if area.held is not None:
+        who = ", ".join(area.held.names())
+        raise Busy(f"{shown(area.place.path())} is native for somebody: {who}")
+
+
+async def not_written(area: Area, otherwise: str) -> None:
+    """See that nothing beneath is open for writing. Raises Busy, which begins with `otherwise`."""
+    # RELEASE comes after close(2) has returned.
+    with trio.move_on_after(DRAIN):
+        await area.until(lambda: not area.writers)
+    if area.writers:
+        raise Busy(f"{otherwise}: {area.writers} files in it are open for writing")
+
+
+async def closed(area: Area) -> None:
+    """Give handles that were just closed the time to be released; those that are open stay."""
+    with trio.move_on_after(DRAIN):
+        await area.until(lambda: not area.opens)

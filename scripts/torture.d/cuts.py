@@ -2,9 +2,9 @@
 """Power cuts: the virtual machine is killed at random instants under load, with the pool on a disk that survives.
 
 A boot looks at what the cut before it has left, and goes on with the load; so there is one more boot than cuts. The
-disk takes a flush for what it is: what was not flushed is in the guest's memory and goes with it. The exit status is
-1 when something was lost. The last line of the output is a summary, as JSON. ZFSFS_VM is what to call in place of
-scripts/vm.
+disk takes a flush for what it is: of what was not flushed a random part is lost, besides what was in the memory. The
+exit status is 1 when something was lost. The last line of the output is a summary, as JSON. ZFSFS_VM is what to call
+in place of scripts/vm.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def parse() -> argparse.Namespace:
 
 def boot(disk: Path, state: State, seed: str, round: int, *, last: bool) -> Iterator[dict[str, object]]:
     """Boot the machine until its power is cut, or until it is done; what it wrote down."""
-    verb = ["run"] if last else ["cut", "--after-line", '"kind": "cut"']
+    lossy = ["--lossy", f"{seed}/{round}"]
+    verb = ["run"] if last else ["cut", *lossy, "--after-line", '"kind": "cut"']
     command = [VM, *verb, "--disk", str(disk), "--timeout", "500", "--env", f"TORTURE_STATE={state.dump()}", "--"]
     command += ["python", "scripts/torture.d/cut_off.py", "--seed", seed, "--round", str(round)]
     command += ["--last"] if last else []

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from hardware import Port, accelerator, base, drive, pool_disk, sparse
 from image import HERE, REPOSITORY, Failure, say
+from powercut import LossyDisk
 
 BOOT_SECONDS = 300  # 15 are usual; a loaded machine without KVM may take several times that
 OUT_BYTES = 4 << 30
@@ -36,6 +37,7 @@ class Job:
     pool: str = "fresh"  # fresh, kept (on `disk`), none
     pool_size: int = 8
     disk: Path | None = None
+    lossy: str | None = None  # the seed by which unflushed writes are lost in a cut
     out: Path | None = None
     timeout: float | None = None
     memory: int = 3072
@@ -58,6 +60,7 @@ def run(image: Path, job: Job) -> int:
     with ExitStack() as stack:
         room = stack.enter_context(own_room())
         console = job.console or room / "console"
+        lossy: LossyDisk | None = None
         drives = [
             drive(image / "root.img", "root", "snapshot=on"),
             drive(payload(room, job), "payload", "readonly=on"),
@@ -70,8 +73,12 @@ def run(image: Path, job: Job) -> int:
             assert job.disk
             if not job.disk.exists():
                 pool_disk(job.disk, job.pool_size)
-            # A flush of the guest reaches the file before it is answered; what was not flushed may be lost.
-            drives.append(drive(job.disk, "pool", "cache=writeback"))
+            if job.lossy is not None:
+                lossy = LossyDisk(job.disk, room, job.lossy)
+                drives.append(lossy.arguments("pool"))
+            else:
+                # A flush of the guest reaches the file before it is answered, and all else unless this machine fails.
+                drives.append(drive(job.disk, "pool", "cache=writeback"))
         ports = {name: Port(name, room / f"{name}.port") for name in ("out", "err", "ctl")}
         for port in ports.values():
             stack.callback(port.close)
@@ -99,6 +106,8 @@ def run(image: Path, job: Job) -> int:
         stack.callback(machine.wait)
         stack.callback(machine.kill)
         outcome = Conversation(job, machine, ports).hold()
+        if lossy:
+            say(lossy.settle(cut=outcome.stopped))
         if outcome.sentence:
             complaints.seek(0)
             said = complaints.read()

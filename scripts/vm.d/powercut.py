@@ -2,7 +2,7 @@
 
 qemu's `blklogwrites` writes every write and flush, in order, to a log in the format of the kernel's dm-log-writes
 (Documentation/admin-guide/device-mapper/log-writes.rst). The machine runs on a copy of the disk. After a cut the log
-is played back on the disk itself: all that came before the last flush, and of the rest what the seed says, also in part.
+is played back on the disk itself: all that came before the last flush, and of the rest what the seed says.
 """
 
 import json
@@ -59,7 +59,7 @@ class Replayed:
 
 
 def replay(log: int, disk: int, seed: str) -> Replayed | None:
-    """What the disk holds after the cut; None, and nothing is changed, if the log has a hole before its last flush."""
+    """Make the disk what it is after a cut. None, and no change, if the log has a hole before its last flush."""
     found = list(entries(log))
     if len(found) < counted(log):
         return None

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from zfsfs.handover import Native
 from zfsfs.names import Dataset, Snapshot
 
 
@@ -138,16 +139,6 @@ class View(Protocol):
 
     def close(self) -> None:
         """Let go; a second call does nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Native:
-    """A dataset to be mounted, natively. `fd`, owned by who has asked for it, is a detached mount with all its
-    attributes (`detached`), or, where the daemon may not make one, a directory to be bound by who can see it."""
-
-    fd: int
-    detached: bool
-    read_only: bool
 
 
 class Driver(Protocol):

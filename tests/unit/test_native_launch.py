@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from zfsfs.driver import Native
+from zfsfs.handover import Native
 from zfsfs.native.launch import command
 from zfsfs.native.mounts import Layer, Spot
 

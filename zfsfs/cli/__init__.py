@@ -1,6 +1,7 @@
 """The command line. A mistake prints one line and ends with the exit code of its error; see `zfsfs.errors`.
 
-Each command stands in a module with others of its kind, and is added to the parser by that module's `add`.
+Each command stands in a module with others of its kind, and is added to the parser by that module's `add`. Only the
+module of the command that is called is imported: `zfsfs exec` starts before every command that it runs.
 """
 
 from __future__ import annotations
@@ -8,12 +9,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import NoReturn
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
 
-from zfsfs.cli import building, mounted, mounting, native, resting, who
 from zfsfs.cli.parsing import Parser, split
 from zfsfs.errors import ZfsfsError
-from zfsfs.names import one_line
+
+if TYPE_CHECKING:
+    from zfsfs.cli.parsing import Commands
 
 _EPILOG = """\
 STORE is a ZFS dataset (tank/ci), or a path that begins with '/' or '.' and names a directory for a store
@@ -24,33 +27,55 @@ SIGTERM ends the daemon as 'umount --force' does: open sessions are released, ru
 its end or by a power cut, it loses no result that was published, and no cache."""
 
 
-def _parser() -> argparse.ArgumentParser:
+def _adders(command: str) -> list[Callable[[Commands], None]]:
+    """What adds a command to the parser; all of them where it is none that has to start fast."""
+    if command in ("exec", "bind", "unbind"):
+        from zfsfs.cli import native
+
+        return [native.add]
+    if command == "build":
+        from zfsfs.cli import building
+
+        return [building.add]
+    from zfsfs.cli import building, mounted, mounting, native, resting, who
+
+    return [module.add for module in (mounting, mounted, native, building, who, resting)]
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
     parser = Parser(
         prog="zfsfs", description="A filesystem whose directories are a build store.", epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (mounting, mounted, native, building, who, resting):
-        module.add(commands)
+    # With `prog` no usage text is formatted for it.
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", prog="zfsfs")
+    for add in _adders(command):
+        add(commands)
     return parser
+
+
+def _complain(text: str) -> None:
+    from zfsfs.names import one_line
+
+    print(f"zfsfs: {one_line(text)}", file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit."""
     try:
         words, command = split(sys.argv[1:] if arguments is None else arguments)
-        options = _parser().parse_args(words)
+        options = _parser(words[0] if words else "").parse_args(words)
         options.words = command
         options.run(options)
         code = 0
     except ZfsfsError as error:
-        print(f"zfsfs: {one_line(str(error))}", file=sys.stderr)
+        _complain(str(error))
         code = error.exit_code
     except BrokenPipeError:
         code = 1
     except OSError as error:
         about = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes) else ""
-        print(f"zfsfs: {one_line(f'{error.strerror or error}{about}')}", file=sys.stderr)
+        _complain(f"{error.strerror or error}{about}")
         code = 1
     except KeyboardInterrupt:
         code = 130

@@ -10,9 +10,8 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from zfsfs import mountpoint as mountpoints
 from zfsfs.errors import Busy, Exists, Missing, MountError, UsageError, ZfsfsError
@@ -26,8 +25,7 @@ PATIENCE = 10.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
-@dataclass(frozen=True, slots=True)
-class CacheUse:
+class CacheUse(NamedTuple):
     """A cache for a build: its name under caches/, and the variable, or the path, that the command finds it by."""
 
     name: str

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NoReturn
 from zfsfs.errors import UsageError
 
 if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    #: Where a module adds its commands.
+    Commands = argparse._SubParsersAction["Parser"]
 
 
 #: What takes a command of its own after '--'.

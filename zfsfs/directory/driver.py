@@ -38,8 +38,9 @@ from zfsfs.directory.failures import translated
 from zfsfs.directory.lock import take_lock
 from zfsfs.directory.reserve import Reserve
 from zfsfs.directory.verbs import Verbs, Views
-from zfsfs.driver import DatasetInfo, Listing, Native, Need, Space, Step, TakeSnapshot, View
+from zfsfs.driver import DatasetInfo, Listing, Need, Space, Step, TakeSnapshot, View
 from zfsfs.errors import Missing, Unavailable
+from zfsfs.handover import Native
 from zfsfs.names import Dataset, Snapshot
 from zfsfs.native.mounts import mountable
 

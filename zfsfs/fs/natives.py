@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 
 import trio
 
-from zfsfs.driver import Native
 from zfsfs.errors import Busy, Refused
 from zfsfs.fs.area import Area
 from zfsfs.fs.kernel import Kernel
@@ -27,6 +26,7 @@ from zfsfs.fs.permission import WRITE, permits
 from zfsfs.fs.places import BuildPlace, FailedPlace, ResultPlace
 from zfsfs.fs.quiet import DRAIN
 from zfsfs.fs.tree import Tree
+from zfsfs.handover import Native
 from zfsfs.names import Dataset, Snapshot, shown
 from zfsfs.native.watching import Found, Where, look, where
 from zfsfs.native.wire import Peer

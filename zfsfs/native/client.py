@@ -14,8 +14,8 @@ from contextlib import ExitStack, suppress
 from types import TracebackType
 
 from zfsfs import syscalls
-from zfsfs.driver import Native
 from zfsfs.errors import Busy, MountError
+from zfsfs.handover import Native
 from zfsfs.native import wire
 from zfsfs.native.mounts import Layer, Spot, attach, enter
 

@@ -53,8 +53,8 @@ def execute(command: Sequence[str]) -> NoReturn:
 
 
 def _main(text: str) -> NoReturn:
-    from zfsfs.driver import Native
     from zfsfs.errors import ZfsfsError
+    from zfsfs.handover import Native
     from zfsfs.native.mounts import Layer, Spot, enter
 
     spec = json.loads(text)

@@ -16,17 +16,16 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from zfsfs import syscalls
-from zfsfs.driver import Native
 from zfsfs.errors import MountError
+from zfsfs.handover import Native
 
 _PATH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-@dataclass(frozen=True, slots=True)
-class Spot:
+class Spot(NamedTuple):
     """A directory, to be found again: where it is and what it was."""
 
     path: str
@@ -51,8 +50,7 @@ class Spot:
         return fd
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+class Layer(NamedTuple):
     """A dataset and the directory that it shall lie over."""
 
     native: Native

@@ -23,8 +23,7 @@ import stat
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zfsfs.errors import MountError, Refused
 
@@ -38,8 +37,7 @@ _SO_PEERGROUPS, _SO_PEERPIDFD = 59, 77
 Message = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
+class Peer(NamedTuple):
     """Who is at the other end, as the kernel has it. `pidfd` is -1 where there is none."""
 
     pid: int

@@ -24,7 +24,6 @@ from zfsfs.driver import (
     DatasetInfo,
     Destroy,
     Listing,
-    Native,
     Need,
     Promote,
     RenameSnapshot,
@@ -34,6 +33,7 @@ from zfsfs.driver import (
     View,
 )
 from zfsfs.errors import Busy, Exists, Locked, Missing, ZfsfsError
+from zfsfs.handover import Native
 from zfsfs.names import Dataset, PoolName, Snapshot, shown
 from zfsfs.zfs import changes, health, library, programs
 from zfsfs.zfs.views import look_into, mount

@@ -23,6 +23,8 @@ from typing import Any
 from zfsfs.errors import InvalidName, UsageError
 from zfsfs.names import CacheName, builder_name
 
+#: Bytes of a log, where nothing else is said.
+LOG_SIZE = 1 << 20
 _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _TIMES = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -56,7 +58,7 @@ class Builder:
     time_limit: float | None = None
     kill_grace: float = 10.0
     limits: Mapping[str, int] = field(default_factory=dict)
-    log_size: int = 1 << 20
+    log_size: int = LOG_SIZE
     native: bool = True
     sandbox: tuple[str, ...] = ()
     caches: tuple[CacheUse, ...] = ()

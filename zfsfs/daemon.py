@@ -34,6 +34,7 @@ from zfsfs.fs.line import Line, descriptors
 from zfsfs.fs.logs import LogFolder, Logs
 from zfsfs.fs.natives import Natives
 from zfsfs.fs.operations import Operations
+from zfsfs.fs.outputs import Outputs
 from zfsfs.fs.passthrough import Passthrough
 from zfsfs.fs.tree import Tree
 from zfsfs.fs.users import BUILD, FILE, MOST_OWN, OWN, SESSION, Users
@@ -151,7 +152,7 @@ async def _mounted(
     knock: door.Listening,
 ) -> None:
     files = Passthrough(tree.table, workers, tree.users)
-    own, builders = await _builders(settings, mountpoint, tree, knock.path)
+    own, builders, logs = await _builders(settings, mountpoint, tree, knock.path)
     before = descriptors()
     name = settings.store.replace("\\", "\\\\").replace(",", "\\,")
     options = {f"fsname={name}", "subtype=zfsfs", "default_permissions", "nosuid", "nodev", *settings.options}
@@ -173,7 +174,7 @@ async def _mounted(
                 nursery.start_soon(line.serve)
             natives = Natives(tree, files, kernel)
             nursery.start_soon(natives.run)
-            nursery.start_soon(door.Door(natives, knock.socket).serve)
+            nursery.start_soon(door.Door(natives, Outputs(tree, logs), knock.socket).serve)
             nursery.start_soon(tree.store.run)
             nursery.start_soon(builders.tidy)
             nursery.start_soon(_announce, mountpoint, tree, ready)
@@ -195,7 +196,9 @@ async def _mounted(
             files.close(number)
 
 
-async def _builders(settings: Settings, mountpoint: str, tree: Tree, socket_path: str) -> tuple[Control, Builders]:
+async def _builders(
+    settings: Settings, mountpoint: str, tree: Tree, socket_path: str
+) -> tuple[Control, Builders, Logs]:
     """The tree's own directories and files, and who works in it; what a daemon before us left running is ended."""
     records = Records(tree.state("zfsfs-builders"))
     for name in await trio.to_thread.run_sync(records.end_all):
@@ -213,7 +216,7 @@ async def _builders(settings: Settings, mountpoint: str, tree: Tree, socket_path
         own.put(own.folder, CONTROL, next(numbers), file, Text(make))
     own.put(own.folder, CONTROL, next(numbers), b"log", LogFolder(logs))
     own.put(own.folder, CONTROL, next(numbers), b"wait", WaitFolder(ends))
-    return own, tree.builders
+    return own, tree.builders, logs
 
 
 async def _announce(mountpoint: str, tree: Tree, ready: Callable[[int], None]) -> None:

@@ -10,6 +10,9 @@ import sys
 import pytest
 from mounted_tree import until, zfsfs
 
+from zfsfs.errors import Refused
+from zfsfs.native.client import output_of
+
 
 def build(tree, ident, *words, expect=0, options=(), env=None):
     """Run it; returns what it said on standard output and error."""
@@ -80,6 +83,75 @@ def test_a_cache_can_lie_at_a_path(tree, tmp_path):
     assert os.listdir(there) == []
     assert tree.outcome("cc") == "published"
     assert (tree / "caches/cc/entry").read_text() == "warm\n"
+
+
+def log_of(tree, ident):
+    return (tree / ".zfsfs/log" / ident).read_text()
+
+
+def test_the_output_goes_where_it_would_have_gone_and_is_kept(tree, way):
+    script = "echo one; echo two >&2; head -c 300000 /dev/zero | tr '\\0' x; exit $0"
+    for code, ident in ((0, "good"), (7, "bad")):
+        out, err = build(tree, ident, "sh", "-c", script, str(code), options=way, expect=code)
+        assert out == "one\n" + "x" * 300000
+        assert "\ntwo\n" in err
+        assert sorted(log_of(tree, ident)) == sorted(out + "two\n")
+    build(tree, "none", "no-such-command", options=way, expect=127)
+    assert "no-such-command: No such file" in log_of(tree, "none")
+    tree.umount()
+    tree.mount()
+    assert log_of(tree, "good").startswith("one\n")
+    (tree / "results/good").rmdir()
+    assert os.listdir(tree / ".zfsfs/log") == []
+
+
+def test_what_is_printed_to_one_file_is_in_order(tree, tmp_path):
+    words = ["build", tree.path, "one", "--", "sh", "-c", "for i in 1 2 3; do echo $i; echo e$i >&2; done"]
+    with (tmp_path / "out").open("w") as file:
+        subprocess.run([sys.executable, "-m", "zfsfs", *map(str, words)], stdout=file, stderr=file, check=True)
+    assert log_of(tree, "one") == "1\ne1\n2\ne2\n3\ne3\n"
+    assert log_of(tree, "one") in (tmp_path / "out").read_text()
+
+
+def test_on_a_terminal_the_command_prints_to_one_too(tree, tmp_path):
+    script = "test -t 1 && test -t 2 && stty size <&1 && printf 'a\\nb' && exec 3</dev/tty && test -t 0"
+    command = f'stty rows 33 cols 77; {sys.executable} -m zfsfs build {tree.path} one -- sh -c "{script}"'
+    done = subprocess.run(
+        ["script", "-qec", command, tmp_path / "typed"], input=b"", capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    assert log_of(tree, "one") == "33 77\na\nb"
+    assert b"33 77\r\na\r\nb" in done.stdout
+
+
+def test_who_reads_no_more_is_noticed_by_the_command(tree):
+    command = [sys.executable, "-m", "zfsfs", "build", tree.path, "one", "--", "yes"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait() == 128 + signal.SIGPIPE
+    assert log_of(tree, "one").startswith("y\ny\n")
+    nothing_left(tree)
+
+
+def test_a_process_that_prints_on_keeps_no_build_from_its_end(tree):
+    build(tree, "one", "sh", "-c", "echo first; (cd /; while echo more; do sleep 0.01; done) & exit 0")
+    assert log_of(tree, "one").startswith("first\n")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_only_who_made_a_build_has_its_output_kept(tree):
+    folder = tree / "builds/one"
+    folder.mkdir(mode=0o755)
+    code = f"import os; from zfsfs.native.client import output_of; os.setuid(5); output_of({str(folder)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "Answered: build one is not yours" in done.stderr
+    with output_of(str(folder)), pytest.raises(Refused, match="kept already"):
+        output_of(str(folder))
+    with pytest.raises(Refused, match="no build"):
+        output_of(str(folder.parent))
+    folder.rmdir()
 
 
 def test_what_cannot_be_built_is_said_in_one_line(tree, tmp_path):

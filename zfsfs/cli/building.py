@@ -18,6 +18,7 @@ from zfsfs.errors import Busy, Exists, Missing, MountError, UsageError, ZfsfsErr
 from zfsfs.native.launch import FAILED, execute
 
 if TYPE_CHECKING:
+    from zfsfs.cli.output import Output
     from zfsfs.cli.parsing import Commands
 
 #: Seconds that processes which outlive the command may take to let go of the build.
@@ -51,8 +52,8 @@ def add(commands: Commands) -> None:
         "-- COMMAND [ARGUMENT...]",
         description="Makes MOUNTPOINT/builds/ID, runs COMMAND in it with ZFSFS_ID, ZFSFS_BASE and ZFSFS_BUILD in its "
         "environment, and publishes it as results/ID when COMMAND ends with 0. When it fails, or is interrupted, the "
-        "build is discarded. The exit code is COMMAND's, or 128 and the number of the signal that has ended "
-        "it; 125 when the build could not be made or published.",
+        "build is discarded. What COMMAND prints is in MOUNTPOINT/.zfsfs/log/ID, too. The exit code is COMMAND's, or "
+        "128 and the number of the signal that has ended it; 125 when the build could not be made or published.",
     )
     build.set_defaults(run=_build)
     build.add_argument("--base", metavar="BASE", help="the result to start from")
@@ -153,19 +154,37 @@ class _Run:
     def _command(self, command: Sequence[str], *, native: bool) -> int:
         if self._signals:
             return 1
+        output = self._output()
         # No signal may fall between fork and the child's own handlers.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         pid = os.fork()
         if pid == 0:
-            self._become(command, before, native=native)
+            self._become(command, before, output, native=native)
         self._child = os.pidfd_open(pid)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if output is not None:
+            output.attend(self._child)
         _, status = os.waitpid(pid, 0)
         code = os.waitstatus_to_exitcode(status)
+        if output is not None:
+            output.finish()
         return 128 - code if code < 0 else code
 
-    def _become(self, command: Sequence[str], mask: set[int | signal.Signals], *, native: bool) -> NoReturn:
+    def _output(self) -> Output | None:
+        from zfsfs.cli.output import Output
+
         try:
+            return Output(self._folder)
+        except (ZfsfsError, OSError) as failure:
+            self._say(f"prints what is not kept: {failure}")
+            return None
+
+    def _become(
+        self, command: Sequence[str], mask: set[int | signal.Signals], output: Output | None, *, native: bool
+    ) -> NoReturn:
+        try:
+            if output is not None:
+                output.become()
             for number in _SIGNALS:
                 if signal.getsignal(number) == self._interrupted:
                     signal.signal(number, signal.SIG_DFL)

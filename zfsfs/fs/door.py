@@ -24,6 +24,7 @@ import trio
 from zfsfs import syscalls
 from zfsfs.errors import Busy, Refused, UsageError, ZfsfsError
 from zfsfs.fs.natives import Grant, Held, Natives
+from zfsfs.fs.outputs import Outputs
 from zfsfs.native import wire
 from zfsfs.native.wire import Message, Peer
 
@@ -38,8 +39,9 @@ MOST = 64
 class Door:
     """See the module. Open it with `opened`."""
 
-    def __init__(self, natives: Natives, sock: socket.socket) -> None:
+    def __init__(self, natives: Natives, outputs: Outputs, sock: socket.socket) -> None:
         self._natives = natives
+        self._outputs = outputs
         self._socket = trio.socket.from_stdlib_socket(sock)
         self._connected: Counter[int] = Counter()
         self.nursery: trio.Nursery
@@ -47,6 +49,7 @@ class Door:
     async def serve(self) -> None:
         """Answer, until cancelled."""
         async with trio.open_nursery() as self.nursery:
+            self._outputs.nursery = self.nursery
             while True:
                 try:
                     connection, _ = await self._socket.accept()
@@ -66,7 +69,7 @@ class Door:
                 if self._connected[peer.uid] > MOST:
                     await _send(connection, _failed(Busy("too many requests of yours are under way")))
                     return
-                await _Talk(self._natives, self.nursery, connection, peer).run()
+                await _Talk(self._natives, self._outputs, self.nursery, connection, peer).run()
         except OSError:
             pass  # it has hung up
         except Exception:
@@ -84,9 +87,15 @@ class _Talk:
     """One connection."""
 
     def __init__(
-        self, natives: Natives, nursery: trio.Nursery, connection: trio.socket.SocketType, peer: Peer
+        self,
+        natives: Natives,
+        outputs: Outputs,
+        nursery: trio.Nursery,
+        connection: trio.socket.SocketType,
+        peer: Peer,
     ) -> None:
         self._natives = natives
+        self._outputs = outputs
         self._nursery = nursery
         self._connection = connection
         self._peer = peer
@@ -142,6 +151,12 @@ class _Talk:
             return await self._hold(request, descriptors, given)
         if verb == "attached":
             self._attached()
+            return {}
+        if verb == "keep":
+            if len(descriptors) != 1:
+                raise UsageError("keep needs a directory")
+            stream = await self._outputs.keep(await _identity(descriptors[0]), self._peer)
+            given.append(stream.detach())
             return {}
         if verb == "whose":
             ours = len(descriptors) == 1 and self._natives.owns(await _identity(descriptors[0]))

@@ -1,4 +1,4 @@
-"""`.zfsfs/log/ID`: what builders have printed.
+"""`.zfsfs/log/ID`: what builders, and the commands of `zfsfs build`, have printed.
 
 Guarantees: a log lies in the store's state, named by the guid of the build's dataset, so no other build of that id
 ever has it. It goes with its result; that of a build that failed is kept while it is among the last `RECENT`, and

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from types import TracebackType
@@ -100,6 +101,17 @@ class Natives:
             if kind is None:
                 for connection, _ in self._asked.values():
                     connection.ask({"verb": "attached"})
+
+
+def output_of(build: str) -> socket.socket:
+    """Where the output of a running build is to be sent to be kept. Raises what the daemon refuses, and OSError."""
+    with ExitStack() as stack:
+        fd = os.open(build, _DIRECTORY)
+        stack.callback(os.close, fd)
+        connection = wire.Connection(socket_of(build))
+        stack.callback(connection.close)
+        _, given = connection.ask({"verb": "keep"}, [fd])
+        return socket.socket(fileno=given[0])
 
 
 def look(path: str) -> None:

@@ -7,6 +7,8 @@ failed. Requests of one connection:
               last descriptor is a user namespace to map users by. Answer: `mounts`, one for each directory: `already`
               (it is native where it is), or `detached` and `read_only`, with a descriptor
     attached  what was held is mounted now
+    keep      with a descriptor of a running build's directory: keep what it prints. Answer: with a descriptor, a
+              stream to send it to, which is closed once its end was read and all is in the log
     whose     with a descriptor of a directory: is that a native mount of this daemon's? Answer: `ours`
     look      something may have been unmounted
 

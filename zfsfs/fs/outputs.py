@@ -1,0 +1,74 @@
+"""The output of builds that a person runs, kept as builders' is: `zfsfs build` sends it here while it comes.
+
+Guarantees: what is kept has a bounded size and the form of a log, whatever the sender does; who may have it kept is
+who made the build, and root. A log that can't be written is given up with a warning: the build goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import trio
+
+from zfsfs.builders.log import Writer
+from zfsfs.config import LOG_SIZE
+from zfsfs.errors import Busy, Missing, Refused
+from zfsfs.fs.logs import Logs
+from zfsfs.fs.places import BuildPlace
+from zfsfs.fs.tree import Tree
+from zfsfs.names import BuildId
+from zfsfs.native.wire import Peer
+
+_CHUNK = 1 << 16
+
+
+class Outputs:
+    """See the module. What it starts runs in `nursery`."""
+
+    def __init__(self, tree: Tree, logs: Logs) -> None:
+        self._tree = tree
+        self._logs = logs
+        self._kept: set[BuildId] = set()
+        self.nursery: trio.Nursery
+
+    async def keep(self, identity: tuple[int, int], peer: Peer) -> socket.socket:
+        """Where the output of a running build is to be sent, which belongs to the caller; once the end of it has been
+        read, and all of it is in the log, our end is closed. `identity` is the build's directory's device and inode
+        number. Raises Refused, Busy, Missing, OSError."""
+        device, ino = identity
+        node = self._tree.table.by_ino.get(ino) if device == self._tree.device else None
+        place = node.area.place if node is not None and node.parent is None else None
+        if node is None or not isinstance(place, BuildPlace) or place.run is not None:
+            raise Refused("that is no build that somebody runs")
+        ident = place.name.id
+        st = os.fstat(node.area.fd)
+        if peer.uid not in (0, st.st_uid):
+            raise Refused(f"build {ident} is not yours")
+        if ident in self._kept:
+            raise Busy(f"the output of build {ident} is being kept already")
+        self._kept.add(ident)
+        try:
+            guid = await self._tree.store.builds.guid(ident)
+            if ident not in self._tree.store.builds.running():
+                raise Missing(f"{ident} is not being built")
+            fd = self._logs.create(ident, guid, (st.st_uid, st.st_gid))
+            ours, theirs = socket.socketpair()
+        except BaseException:
+            self._kept.discard(ident)
+            raise
+        self.nursery.start_soon(self._write, ident, fd, ours)
+        return theirs
+
+    async def _write(self, ident: BuildId, fd: int, sender: socket.socket) -> None:
+        try:
+            with trio.socket.from_stdlib_socket(sender) as source:
+                writer = Writer(fd, LOG_SIZE)
+                while data := await source.recv(_CHUNK):
+                    await trio.to_thread.run_sync(writer.write, data)
+        except OSError as failure:
+            text = f"the output of build {ident} is kept no longer: {failure.strerror}"
+            self._tree.store.events.append("warning", str(ident), text)
+        finally:
+            self._kept.discard(ident)
+            os.close(fd)

@@ -21,9 +21,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import patience
 import verdict as verdicts
 from journal import Journal, State
 from load import Load
+
+#: Seconds for a round; minutes are usual only on a machine with much else to do.
+_PATIENCE = 400.0
 
 
 def parse() -> argparse.Namespace:
@@ -56,6 +60,7 @@ class Torture:
         self._chance = random.Random(f"{options.seed}/kills")
         self.losses: list[str] = []
         self.kills = self.checks = 0
+        self._goes_on = patience.guard(_PATIENCE, folder / "log")
 
     def run(self) -> None:
         end = time.monotonic() + self._options.seconds
@@ -78,6 +83,7 @@ class Torture:
         self._state = verdict.state
 
     def _round(self) -> None:
+        self._goes_on()
         self._look()
         if self.losses:
             return

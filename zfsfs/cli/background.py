@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import logging
 import logging.handlers
 import os
@@ -80,6 +81,8 @@ def log_to(path: str | None, *, foreground: bool) -> None:
     text = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     if path is not None:
         handler = logging.FileHandler(path)
+        # A crash in C, or an ABRT from outside, leaves every thread's stack behind.
+        faulthandler.enable(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC))
     elif foreground:
         handler = logging.StreamHandler()
     elif os.path.exists("/dev/log"):

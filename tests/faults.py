@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from zfsfs.driver import (
     DatasetInfo,
@@ -20,7 +21,46 @@ from zfsfs.driver import (
     View,
     run_step,
 )
+from zfsfs.errors import Busy, NoSpace
 from zfsfs.names import Dataset, Snapshot
+
+
+@contextmanager
+def no_room(driver: Driver) -> Iterator[None]:
+    """Nothing moves from one group to another, as with a quota of ZFS that is exceeded."""
+    rename = driver.rename
+
+    def refuse(old: Dataset, new: Dataset) -> None:
+        if old.group != new.group:
+            raise NoSpace(f"{old} can't become {new}: a quota is reached")
+        rename(old, new)
+
+    driver.rename = refuse  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del driver.rename
+
+
+@contextmanager
+def no_promotion(driver: Driver) -> Iterator[None]:
+    """Somebody has mounted a snapshot that would have to move."""
+    batch = driver.batch
+
+    def refuse(dataset: Dataset) -> None:
+        raise Busy(f"{dataset} can't be promoted")
+
+    def without(steps: Sequence[Step]) -> None:
+        for step in steps:
+            if isinstance(step, Promote):
+                refuse(step.dataset)
+        batch(steps)
+
+    driver.batch, driver.promote = without, refuse  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del driver.batch, driver.promote
 
 
 class PowerCut(Exception):

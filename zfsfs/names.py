@@ -24,6 +24,8 @@ SNAPSHOT_ROOM = 16
 NAME_MAX = 255
 #: The directory of failed builds among the others.
 FAILED_BUILDS = b".failed"
+#: How the component of what was given up begins, where it could not be moved to cache-tmp.
+GONE = ".gone-"
 
 _COMPONENT = re.compile(rb"[A-Za-z0-9_.: -]+\Z")
 _SNAPSHOT = re.compile(r"[A-Za-z0-9_.: -]+\Z")
@@ -63,6 +65,8 @@ class BuildId:
             raise InvalidName(
                 f"id {shown(self.name)}: a dataset's name is of letters, digits, '_', '.', ':', '-' and space"
             )
+        if self.name.startswith(GONE.encode()):
+            raise InvalidName(f"id {shown(self.name)}: '{GONE}' is how what was deleted is called")
 
     def __str__(self) -> str:
         return self.name.decode("ascii")
@@ -222,6 +226,13 @@ class PoolName:
 def result(build: BuildId) -> Dataset:
     """The dataset of a result, from the start of its build on."""
     return Dataset("result", str(build))
+
+
+def build_of(dataset: Dataset) -> BuildId | None:
+    """The build or result that a dataset of the group result is; None for what was given up."""
+    if dataset.group != "result" or not dataset.leaf or dataset.leaf.startswith(GONE):
+        return None
+    return BuildId(dataset.leaf.encode("ascii"))
 
 
 def cache(name: CacheName) -> Dataset:

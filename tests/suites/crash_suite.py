@@ -12,10 +12,10 @@ from collections.abc import Awaitable, Callable
 from collections.abc import Sequence as Sequence_
 from dataclasses import dataclass
 
-from faults import PowerCut, Stopping
+from faults import PowerCut, Stopping, no_room
 
 from zfsfs.driver import Driver, Step, viewing
-from zfsfs.errors import Missing
+from zfsfs.errors import Missing, NoSpace
 from zfsfs.names import BuildId, BuildName, CacheName, Dataset, Snapshot, cache, cache_of, cache_tmp, result
 from zfsfs.store import Outcome, RecoveryReport, Session, Store, carry_out, check
 from zfsfs.store.layout import generation
@@ -316,6 +316,42 @@ async def deleting_a_cache(scene: Scene) -> None:
     await scene.store.complete_deletes()
 
 
+# In a full store.
+
+
+async def discarding_a_build_in_a_full_store(scene: Scene) -> None:
+    with no_room(scene.driver):
+        await scene.store.builds.discard(scene.c)
+        await scene.store.complete_deletes()
+
+
+async def deleting_results_in_a_full_store(scene: Scene) -> None:
+    with no_room(scene.driver):
+        await deleting_a_result_with_what_a_crash_left_of_builds_on_it(scene)
+
+
+async def start_of_a_build_over_what_a_crash_left_in_a_full_store(scene: Scene) -> None:
+    with no_room(scene.driver):
+        await start_of_a_build_over_what_a_crash_left(scene)
+
+
+async def deleting_a_cache_in_a_full_store(scene: Scene) -> None:
+    with no_room(scene.driver):
+        await deleting_a_cache(scene)
+
+
+async def release_that_waits_for_room(scene: Scene) -> None:
+    scene.may(scene.npm, "old", "new")
+    try:
+        with no_room(scene.driver):
+            await scene.store.caches.release(scene.ours, changed=True)
+    except NoSpace:
+        assert scene.store.caches.is_decided(scene.ours)
+    await scene.store.caches.release(scene.ours, changed=True)
+    scene.must(scene.npm, "new")
+    await scene.store.complete_deletes()
+
+
 # Starting.
 
 
@@ -351,6 +387,11 @@ SEQUENCES = (
     Sequence("cache", release_of_an_unchanged_session),
     Sequence("cache", discarding_a_session, deletes=True),
     Sequence("cache", deleting_a_cache, deletes=True),
+    Sequence("builds", discarding_a_build_in_a_full_store, deletes=True),
+    Sequence("builds", deleting_results_in_a_full_store, deletes=True),
+    Sequence("builds", start_of_a_build_over_what_a_crash_left_in_a_full_store, deletes=True),
+    Sequence("cache", deleting_a_cache_in_a_full_store, deletes=True),
+    Sequence("cache", release_that_waits_for_room),
     Sequence("cache", start_up),
     Sequence("cache", start_up_after_obuilder_was_cut_off),
 )

@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 import trio
+from faults import no_promotion, no_room
 
 from zfsfs.driver import Driver, viewing
-from zfsfs.errors import Busy, Exists, Missing
+from zfsfs.errors import Busy, Exists, Missing, NoSpace
 from zfsfs.names import BuildId, BuildName, CacheName, Dataset, Snapshot, cache, result
 from zfsfs.store import Outcome, Session, Store, check, leftovers, plan
 
@@ -86,12 +87,20 @@ async def filled(store: Store, text: str) -> None:
     await store.complete_deletes()
 
 
-async def restarted(store: Store) -> Store:
-    """The same storage after a crash and a new start."""
+async def bequeathed(store: Store, text: str) -> None:
+    """A release that is left to the next start."""
+    session = await store.caches.open(NPM, None)
+    write(store.driver, session.dataset, text)
+    assert await store.caches.bequeath(session)
+
+
+async def restarted(store: Store, *, whole: bool = True) -> Store:
+    """The same storage after a crash and a new start; not `whole`: recovery meets an obstacle."""
     await store.close()
     again = Store(store.driver)
-    await again.start()
-    assert plan(store.driver.list()) == [] or again.reaper.queue
+    report = await again.start()
+    assert bool(report.broken) is not whole
+    assert not whole or plan(store.driver.list()) == [] or again.reaper.queue
     return again
 
 
@@ -438,3 +447,89 @@ class StoreSuite:
         await store.builds.delete(A)
         await store.complete_deletes()
         assert (store.reaper.queue, driver.freeing()) == ({}, 0)
+
+    # what can't be done at once
+
+    async def test_what_is_given_up_in_a_full_store_is_destroyed(self, store: Store, driver: Driver) -> None:
+        await filled(store, "one")
+        await build(store, b"a", "a")
+        await store.builds.start(BuildName(B, A), ME, 0o755)
+        with no_room(driver):
+            await store.builds.discard(B)
+            await store.builds.delete(A)
+            await store.caches.delete(NPM)
+            again = await restarted(store)
+            await again.complete_deletes()
+        assert not [each for each in driver.list() if each.leaf]
+        await again.close()
+        await store.start()
+
+    async def test_a_release_that_was_decided_waits_for_room(self, store: Store, driver: Driver) -> None:
+        await filled(store, "one")
+        session = await store.caches.open(NPM, None)
+        write(driver, session.dataset, "two")
+        with no_room(driver):
+            with pytest.raises(NoSpace):
+                await store.caches.release(session, changed=True)
+            assert store.caches.is_decided(session)
+            with pytest.raises(NoSpace):
+                await store.caches.open(NPM, b"another")
+            info = store.caches.get(NPM)
+            assert info is not None
+            assert read(driver, info.dataset) == "one"
+            with pytest.raises(Missing):
+                await store.caches.discard(session)
+        # Who comes next completes it, and whose it was hears of it.
+        another = await store.caches.open(NPM, b"another")
+        assert read(driver, another.dataset) == "two"
+        assert await store.caches.release(session, changed=True) is Outcome.PUBLISHED
+        await store.caches.release(another, changed=False)
+
+    async def test_what_recovery_could_not_publish_is_tried_again(self, store: Store, driver: Driver) -> None:
+        await filled(store, "one")
+        await bequeathed(store, "two")
+        with no_promotion(driver):
+            again = await restarted(store, whole=False)
+            renewed: list[CacheName] = []
+            again.caches.renewed = renewed.append
+            old = await again.caches.open(NPM, None)
+            assert read(driver, old.dataset) == "one"
+            with pytest.raises(Busy):
+                await again.caches.release(old, changed=True)
+        await again.caches.settle()
+        assert renewed == [NPM]
+        assert published(driver) == "two"
+        assert await again.caches.release(old, changed=True) is Outcome.SUPERSEDED
+        await finish(again)
+        await again.close()
+        await store.start()
+
+    async def test_a_cache_that_recovery_could_not_name_is_there_later(self, store: Store, driver: Driver) -> None:
+        await filled(store, "one")
+        session = await store.caches.open(NPM, None)
+        write(driver, session.dataset, "two")
+        with no_room(driver):
+            with pytest.raises(NoSpace):
+                await store.caches.release(session, changed=True)
+            again = await restarted(store, whole=False)
+            assert again.caches.names() == []
+            with pytest.raises(Busy):
+                await again.caches.create(NPM, ME, 0o755)
+        await again.caches.settle()
+        assert again.caches.names() == [NPM]
+        assert published(driver) == "two"
+        await finish(again)
+        await again.close()
+        await store.start()
+
+    async def test_a_cache_is_deleted_with_what_could_not_be_published(self, store: Store, driver: Driver) -> None:
+        await filled(store, "one")
+        await bequeathed(store, "two")
+        with no_promotion(driver):
+            again = await restarted(store, whole=False)
+            await again.caches.delete(NPM)
+        await finish(again)
+        assert temporary(driver) == []
+        await filled(again, "another of that name")
+        await again.close()
+        await store.start()

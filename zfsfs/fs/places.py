@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from zfsfs.driver import View
+from zfsfs.errors import ZfsfsError
 from zfsfs.names import BuildId, BuildName, CacheName, Dataset, SessionName, cache, result
 from zfsfs.store import Session
 
@@ -79,7 +80,8 @@ class FailedPlace:
 @dataclass(eq=False, slots=True)
 class CachePlace:
     """A cache by one of its paths. `session` is there while it is open; `discarded`: its directory was removed
-    and what is still open in it goes nowhere. `closing`: its session is being released. `telling`: how often the
+    and what is still open in it goes nowhere. `closing`: its session is being released. `stuck`: it is
+    decided that it will be published, and why it could not be yet. `telling`: how often the
     kernel is being told to forget what the area showed. `outcome` is how its last session ended."""
 
     name: SessionName
@@ -89,11 +91,17 @@ class CachePlace:
     guests: dict[int, bool] = field(default_factory=dict)  # whether a user may only read here, as far as known
     discarded: bool = False
     closing: bool = False
+    stuck: ZfsfsError | None = None
     telling: int = 0
     outcome: str = ""
     holders: list[str] = field(default_factory=list)
 
     kind = "cache"
+
+    @property
+    def usable(self) -> bool:
+        """Whether its session is open, and nobody ends it."""
+        return self.session is not None and not self.closing and self.stuck is None
 
     @property
     def dataset(self) -> Dataset:

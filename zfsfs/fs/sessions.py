@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from zfsfs.driver import Driver, View
-from zfsfs.errors import Busy, Missing, ZfsfsError
+from zfsfs.errors import Busy, DriverError, Missing, ZfsfsError
 from zfsfs.fs.area import Area
 from zfsfs.fs.caller import Caller, error
 from zfsfs.fs.nodes import NodeTable, stale
@@ -59,6 +59,7 @@ class Sessions:
         self.nursery: trio.Nursery
         self.open_areas: set[Area] = set()
         self._leaving = False
+        store.caches.renewed = self._renewed
 
     def area(self, name: SessionName) -> Area:
         """The area of a path under caches/. Raises Missing when there is no such cache."""
@@ -121,11 +122,13 @@ class Sessions:
             if area.view is None:
                 raise stale()
             return
-        while place.session is None or place.closing:
+        while not place.usable:
             # What the kernel still has of an older version must not be read in the session. No request that the
             # kernel's forgetting waits for comes here.
             await area.until(lambda: not place.telling)
             async with place.cache.lock:
+                if place.stuck is not None:
+                    raise DriverError(f"{place.name} can't be published yet: {place.stuck}", place.stuck.errno)
                 if place.session is None and not place.telling:
                     if place.discarded:
                         raise stale()
@@ -212,15 +215,18 @@ class Sessions:
                 place.closing = True
                 try:
                     outcome = await self._end(area, place)
+                except (ZfsfsError, OSError) as failure:
+                    decided = self._store.caches.is_decided(session)
+                    place.stuck = DriverError(str(failure), failure.errno or errno.EIO) if decided else None
+                    raise
                 finally:
                     place.closing = False
+                place.stuck = None
                 place.session, place.outcome, place.holders = None, outcome.value, []
                 self._users.give(SESSION, place.uid)
                 self.open_areas.discard(area)
                 if outcome is Outcome.PUBLISHED:
-                    for other in list(place.cache.areas.values()):
-                        if other is not area and _place(other).session is None:
-                            told.append(await self._refresh(other, place.cache))
+                    told += await self._refresh_idle(place.cache, area)
                 elif not place.discarded:
                     news = await self._refresh(area, place.cache)
                     if outcome is not Outcome.UNCHANGED or not self._is_newest(session):
@@ -228,6 +234,9 @@ class Sessions:
                 for other, _ in told:
                     _place(other).telling += 1
             self._table.closed(area.root)
+        await self._tell_all(told)
+
+    async def _tell_all(self, told: list[tuple[Area, list[int]]]) -> None:
         try:
             for other, inodes in told if not self._leaving else ():
                 await self._tell(bytes(_place(other).name), inodes)
@@ -236,6 +245,26 @@ class Sessions:
                 _place(other).telling -= 1
                 other.stir()
 
+    def _renewed(self, name: CacheName) -> None:
+        """The store has completed a release, or a repair, by itself."""
+        if not self._leaving:
+            self.nursery.start_soon(self._renew, name)
+
+    async def _renew(self, name: CacheName) -> None:
+        shared = self._shared.get(name)
+        if shared is None:
+            return
+        try:
+            async with shared.lock:
+                self._drop_view(shared)
+                told = await self._refresh_idle(shared)
+                for other, _ in told:
+                    _place(other).telling += 1
+        except (ZfsfsError, OSError) as failure:
+            log.warning("cache %s has a new version that can't be shown yet: %s", name, failure)
+            return
+        await self._tell_all(told)
+
     def _is_newest(self, session: Session) -> bool:
         info = self._store.caches.get(session.cache)
         return info is not None and info.generation == session.generation
@@ -243,6 +272,8 @@ class Sessions:
     async def _end(self, area: Area, place: CachePlace) -> Outcome:
         session, shared = place.session, place.cache
         assert session is not None
+        if self._store.caches.is_decided(session) or session.ended is not None:
+            return await self._end_decided(area, place)
         info = self._store.caches.get(session.cache)
         wins = area.changed and not place.discarded and info is not None and info.generation == session.generation
         if not wins:
@@ -256,6 +287,22 @@ class Sessions:
         outcome = await self._store.caches.release(session, changed=True)
         shared.view = area.view  # the clone is the cache now, and what looks into it goes on doing so
         return outcome
+
+    async def _end_decided(self, area: Area, place: CachePlace) -> Outcome:
+        """Complete a release that could not be completed before; it is too late to discard it."""
+        assert place.session is not None
+        self._drop_view(place.cache)
+        outcome = await self._store.caches.release(place.session, changed=True)
+        if place.discarded:
+            area.let_go()
+        else:
+            place.cache.view = area.view
+        return outcome
+
+    async def _refresh_idle(self, shared: SharedCache, besides: Area | None = None) -> list[tuple[Area, list[int]]]:
+        """Show the published version in every area without a session."""
+        idle = [each for each in shared.areas.values() if each is not besides and _place(each).session is None]
+        return [await self._refresh(each, shared) for each in idle]
 
     async def _refresh(self, area: Area, shared: SharedCache) -> tuple[Area, list[int]]:
         names = area.attach_anew(await self._published(shared))

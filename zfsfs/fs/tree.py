@@ -154,7 +154,7 @@ class Tree:
     async def begin(self, area: Area, uid: int) -> None:
         """Something in an area is about to be opened or changed by this user."""
         if isinstance(area.place, CachePlace):
-            if area.place.session is None or area.place.closing or area.place.discarded:
+            if not area.place.usable or area.place.discarded:
                 await self.sessions.begin(area, uid)
         elif area.view is None:
             await self.ready(area)
@@ -163,7 +163,7 @@ class Tree:
     def begun(area: Area) -> bool:
         """Whether `begin` would have nothing to wait for."""
         place = area.place
-        if isinstance(place, CachePlace) and not place.discarded and (place.session is None or place.closing):
+        if isinstance(place, CachePlace) and not place.discarded and not place.usable:
             return False
         return area.view is not None
 

@@ -2,7 +2,7 @@
 
 Guarantees
 - An id is a result from the moment its @snap is there, and the tables say so only after the verb has returned.
-- A result that others are based on is not deleted. What is destroyed goes to cache-tmp first, by one rename: after
+- A result that others are based on is not deleted. What is destroyed becomes rubbish first, by one rename: after
   a crash a result is there whole, or gone.
 
 Checks and table changes are plain code between two awaits, so nothing comes between them; an id that a verb is
@@ -21,7 +21,7 @@ import trio
 
 from zfsfs.driver import DatasetInfo, Driver, Listing, View
 from zfsfs.errors import Busy, Exists, Missing
-from zfsfs.names import BuildId, BuildName, Dataset, Snapshot, result
+from zfsfs.names import BuildId, BuildName, Dataset, Snapshot, build_of, result
 from zfsfs.store.check import base_of
 from zfsfs.store.events import EventLog
 from zfsfs.store.layout import (
@@ -33,10 +33,10 @@ from zfsfs.store.layout import (
     failed_number,
     failure,
     foreign,
+    former_leaf,
     is_junk,
-    junk,
 )
-from zfsfs.store.reaper import Reaper
+from zfsfs.store.reaper import Reaper, bury
 from zfsfs.store.roots import give_root
 
 
@@ -81,15 +81,15 @@ def _doomed(listing: Listing, dataset: Dataset, running: set[Dataset]) -> list[D
     while pending:
         info = pending.pop()
         for clone in clones_of(listing, info.dataset):
+            if is_junk(clone.dataset):
+                continue
             if clone.dataset in running:
                 raise Busy(f"the build {clone.dataset.leaf} is based on {info.dataset.leaf}")
             if clone.dataset.group == "result" and clone.snapshot(SNAP) is not None:
                 raise Busy(f"the result {clone.dataset.leaf} is based on {info.dataset.leaf}")
-            kept = failed_id(clone.dataset) is not None
-            if clone.dataset.group != "result" and not is_junk(clone.dataset) and not kept:
+            if clone.dataset.group != "result" and failed_id(clone.dataset) is None:
                 raise Busy(f"{clone.dataset} is a clone of {info.dataset}")
-            if not is_junk(clone.dataset):
-                pending.append(clone)
+            pending.append(clone)
         found.append(info.dataset)
     return found[::-1]
 
@@ -132,9 +132,9 @@ class Builds:
                 self._reaper.add(self._failed[ident].dataset, with_foreign=True)
             self._failed[ident] = _failed_info(ident, info)
         for info in listing.values():
-            if info.dataset.group == "result" and info.dataset.leaf and info.snapshot(SNAP) is not None:
-                found = self._registered(BuildId(info.dataset.leaf.encode("ascii")), info)
-                self._results[found.id] = found
+            ident = build_of(info.dataset)
+            if ident is not None and info.snapshot(SNAP) is not None:
+                self._results[ident] = self._registered(ident, info)
 
     @staticmethod
     def _registered(ident: BuildId, info: DatasetInfo) -> ResultInfo:
@@ -251,8 +251,9 @@ class Builds:
         assert datasets
         for dataset in datasets:
             # A crash between two of them: what is based on a result is given up and the result is still there.
-            grave = junk(self._numbers.take(), dataset.leaf)
-            await trio.to_thread.run_sync(self._driver.rename, dataset, grave)
+            grave = await trio.to_thread.run_sync(
+                bury, self._driver, dataset, self._numbers.take(), former_leaf(dataset)
+            )
             self._reaper.add(grave, with_foreign=True)
         return grave
 

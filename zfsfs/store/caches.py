@@ -7,22 +7,26 @@ Guarantees
   Throwing a session away needs none.
 
 After the last rename of a swap the release is over for who asked for it; the rest (`Swap.tidy`) is done by the
-background task or by the next who needs the cache, whichever comes first.
+background task or by the next who needs the cache, whichever comes first. The same goes for a release that was
+decided and could not be completed (no room to rename, a pool that is gone), and for a cache that recovery could not
+repair: who has it decided has to see to it that nothing more is written in that session.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import trio
 
 from zfsfs.driver import Driver, Listing, viewing
-from zfsfs.errors import Busy, Exists, Missing, ZfsfsError
+from zfsfs.errors import Busy, Exists, Missing, StoreError, ZfsfsError
 from zfsfs.names import CacheName, Dataset, Snapshot, cache, cache_of, cache_tmp, shown
 from zfsfs.store.events import EventLog, Outcome
 from zfsfs.store.layout import NEXT, SNAP, Numbers, foreign, generation, junk
-from zfsfs.store.reaper import Reaper
+from zfsfs.store.reaper import FIRST_DELAY, LONGEST_DELAY, Reaper, bury
+from zfsfs.store.recovery import repair
 from zfsfs.store.roots import give_root
 from zfsfs.store.swap import Swap
 
@@ -41,13 +45,14 @@ class CacheInfo:
 @dataclass(eq=False, slots=True)
 class Session:
     """A private copy of a cache. `generation` is the version that it was cloned from; `dataset` is its clone and,
-    when its release was published, the cache's own dataset."""
+    when its release was published, the cache's own dataset. `ended` is how, once it is no longer open."""
 
     cache: CacheName
     label: bytes | None
     dataset: Dataset
     generation: int
     opened: float
+    ended: Outcome | None = None
 
     def __str__(self) -> str:
         return str(self.cache) if self.label is None else shown(self.cache.name + b"@" + self.label)
@@ -66,11 +71,13 @@ class _Entry:
 
 
 class Caches:
-    """See the module. Reads are plain; what changes something is async."""
+    """See the module. Reads are plain; what changes something is async. `renewed` is called when a cache has got
+    another version by something else than a release that returns."""
 
     def __init__(
         self, driver: Driver, events: EventLog, reaper: Reaper, numbers: Numbers, clock: Callable[[], float]
     ) -> None:
+        self.renewed: Callable[[CacheName], None] = lambda name: None
         self._driver = driver
         self._events = events
         self._reaper = reaper
@@ -78,11 +85,15 @@ class Caches:
         self._clock = clock
         self._entries: dict[CacheName, _Entry] = {}
         self._creating: set[CacheName] = set()
+        self._broken: set[CacheName] = set()
         self._untidy = trio.Event()
+        self._said: dict[CacheName, str] = {}
 
-    def load(self, listing: Listing) -> None:
-        """Fill the tables. A cache that recovery could not repair is not in them."""
+    def load(self, listing: Listing, broken: Collection[CacheName] = ()) -> None:
+        """Fill the tables. `broken` are those that recovery could not repair: they are tried again, and are in the
+        tables as far as there is a whole version of them."""
         self._entries = {}
+        self._broken = set(broken)
         for info in listing.values():
             name = cache_of(info.dataset) if info.dataset.group == "cache" and info.dataset.leaf else None
             if name is not None and info.snapshot(SNAP) is not None and info.snapshot(NEXT) is None:
@@ -97,7 +108,14 @@ class Caches:
         entry = self._entries.get(name)
         if entry is None:
             return None
-        return CacheInfo(name, entry.generation, entry.created, len(entry.sessions), cache(name))
+        where = cache(name) if entry.swap is None else entry.swap[0].whole
+        return CacheInfo(name, entry.generation, entry.created, len(entry.sessions), where)
+
+    def is_decided(self, session: Session) -> bool:
+        """Whether a session is open still and is going to be published, whatever is done: nothing more may be written
+        in it."""
+        entry = self._entries.get(session.cache)
+        return entry is not None and entry.swap is not None and entry.swap[1] is session and session.ended is None
 
     def sessions(self) -> list[Session]:
         """The sessions that are open."""
@@ -113,6 +131,8 @@ class Caches:
         """Make an empty cache. Raises Exists, InvalidName (too long for ZFS), and what the verbs raise."""
         if name in self._entries or name in self._creating:
             raise Exists(f"the cache {name} exists")
+        if name in self._broken:
+            raise Busy(f"the cache {name} has to be repaired first: {self._said.get(name, 'see the events')}")
         made = junk(self._numbers.take(), name.escaped())
         self._creating.add(name)
         try:
@@ -145,7 +165,7 @@ class Caches:
         async with self._entry(name).lock:
             entry = self._entry(name)  # it may have been deleted while we waited
             with trio.CancelScope(shield=True):
-                await self._settle(entry)
+                await self._settle_if_possible(entry)
             generation = entry.generation
             entry.cloning += 1
         try:
@@ -167,11 +187,13 @@ class Caches:
         `changed`. The caller has seen to it that everything is written and nobody writes.
 
         Raises Missing (it is not open) and what the verbs raise, Busy when somebody has mounted a snapshot that has
-        to move: the session is then still open, and can be released again.
+        to move: the session is then still open, and can be released again; see also `is_decided`.
         """
+        if session.ended is Outcome.PUBLISHED:
+            return session.ended  # by who needed the cache before we came again
         entry = self._entry(session.cache)
         async with entry.lock:
-            if entry.swap is not None and entry.swap[1] is session:
+            if self.is_decided(session):
                 with trio.CancelScope(shield=True):
                     await self._move(entry)
                 return Outcome.PUBLISHED
@@ -192,6 +214,7 @@ class Caches:
         swap = Swap(session.dataset, cache(session.cache), old, entry.generation + 1)
         await trio.to_thread.run_sync(swap.decide, self._driver)
         entry.swap = (swap, session)
+        self._untidy.set()
         await self._move(entry)
         return Outcome.PUBLISHED
 
@@ -205,20 +228,57 @@ class Caches:
         session.dataset = swap.cache
         entry.generation = swap.generation
         entry.sessions.discard(session)
-        self._untidy.set()
         self._released(session, Outcome.PUBLISHED)
+
+    async def _settle_if_possible(self, entry: _Entry) -> None:
+        """Repair or tidy. What can't be repaired now serves the version that it has. Raises when a release of ours is
+        in the way."""
+        try:
+            await self._settle(entry)
+        except StoreError:
+            if entry.swap is not None:
+                raise
 
     async def _settle(self, entry: _Entry) -> None:
         """Complete a release that is decided, tidying included. The lock is held."""
+        if entry.name in self._broken:
+            await self._no_cloning(entry)
+            await self._repair(entry.name)
         if entry.swap is not None:
-            await self._move(entry)
             swap = entry.swap[0]
+            if not swap.moved:
+                await self._move(entry)
+                self.renewed(entry.name)
             destroyed = await trio.to_thread.run_sync(swap.tidy, self._driver)
             entry.swap = None
             if destroyed:
                 self._reaper.destroyed(swap.old_head)
             else:
                 self._reaper.add(swap.old_head, with_foreign=False)
+
+    async def _repair(self, name: CacheName) -> None:
+        """Do what recovery could not do at the start. The lock is held, where there is one. Raises StoreError."""
+        entry = self._entries.get(name)
+        sessions = {each.dataset for each in entry.sessions} if entry is not None else set()
+        number = self._numbers.take()
+        with trio.CancelScope(shield=True):
+            listing = await trio.to_thread.run_sync(repair, self._driver, name, sessions, number)
+        self._broken.discard(name)
+        info = listing.get(cache(name))
+        if info is not None:
+            if entry is None:
+                entry = self._entries[name] = _Entry(name, 0, info.created)
+            entry.generation = generation(info)
+        self._give_up_rest(name, listing, sessions, with_foreign=False)
+        self._events.append("recovered", str(name), f"cache {name} is repaired")
+        self.renewed(name)
+
+    def _give_up_rest(
+        self, name: CacheName, listing: Listing, sessions: Collection[Dataset], *, with_foreign: bool
+    ) -> None:
+        for dataset in listing:
+            if dataset.group == "cache-tmp" and cache_of(dataset) == name and dataset not in sessions:
+                self._reaper.add(dataset, with_foreign=with_foreign)
 
     @staticmethod
     async def _no_cloning(entry: _Entry) -> None:
@@ -234,6 +294,8 @@ class Caches:
         async with entry.lock:
             if session not in entry.sessions:
                 raise Missing(f"{session} is not open")
+            if self.is_decided(session):
+                return True
             if session.generation != entry.generation:
                 return False
             swap = Swap(session.dataset, cache(session.cache), session.dataset, entry.generation + 1)
@@ -244,6 +306,7 @@ class Caches:
         return True
 
     def _released(self, session: Session, outcome: Outcome) -> None:
+        session.ended = outcome
         text = f"{session} is {outcome.value}"
         self._events.append("released", str(session), text, outcome=outcome.value, generation=session.generation)
 
@@ -258,8 +321,8 @@ class Caches:
         """Close a session because its user has removed it: foreign snapshots of it go too. Raises Missing."""
         entry = self._entry(session.cache)
         async with entry.lock:
-            if session not in entry.sessions or (entry.swap is not None and entry.swap[1] is session):
-                raise Missing(f"{session} is not open")
+            if session not in entry.sessions or self.is_decided(session):
+                raise Missing(f"{session} is not open, or is going to be published")
             with trio.CancelScope(shield=True):
                 info = await trio.to_thread.run_sync(self._driver.info, session.dataset)
                 if info is not None and info.snapshots:
@@ -284,35 +347,54 @@ class Caches:
                 labels = ", ".join(sorted(map(str, entry.sessions)))
                 raise Busy(f"the cache {name} is in use: {labels}")
             with trio.CancelScope(shield=True):
-                await self._settle(entry)
+                await self._settle_if_possible(entry)
                 info = await trio.to_thread.run_sync(self._driver.info, cache(name))
                 if info is not None:
                     # One verb: before it the cache is there, after it there is rubbish, and clones of rubbish.
-                    grave = junk(self._numbers.take(), name.escaped())
-                    await trio.to_thread.run_sync(self._driver.rename, cache(name), grave)
+                    grave = await trio.to_thread.run_sync(
+                        bury, self._driver, cache(name), self._numbers.take(), name.escaped()
+                    )
                     self._reaper.add(grave, with_foreign=True)
-                self._reaper.forgive(name)
                 del self._entries[name]
+                if name in self._broken:
+                    self._broken.discard(name)
+                    listing = await trio.to_thread.run_sync(self._driver.list)
+                    self._give_up_rest(name, listing, (), with_foreign=True)
+                self._reaper.forgive(name)
         others = foreign(info) if info is not None else []
         along = f", and its snapshots {', '.join(others)} with it" if others else ""
         self._events.append("cache-deleted", str(name), f"cache {name} is deleted{along}", foreign=others)
 
-    async def settle(self) -> None:
-        """Tidy after every release. A cache that can't be tidied is a warning, and is tried again when needed."""
-        for entry in list(self._entries.values()):
-            if entry.swap is None:
-                continue
-            async with entry.lock:
-                try:
-                    with trio.CancelScope(shield=True):
-                        await self._settle(entry)
-                except ZfsfsError as error:
-                    text = f"cache {entry.name} could not be tidied after a release: {error}"
-                    self._events.append("warning", str(entry.name), text)
+    async def settle(self) -> bool:
+        """Tidy after every release, and repair what is broken. What can't be is a warning, and is tried again when it
+        is needed. Returns whether there is nothing more to do."""
+        left = [self._entries.get(name) or name for name in self._broken]
+        left += [each for each in self._entries.values() if each.swap is not None and each not in left]
+        done = True
+        for each in left:
+            name = each if isinstance(each, CacheName) else each.name
+            try:
+                with trio.CancelScope(shield=True):
+                    if isinstance(each, CacheName):
+                        await self._repair(each)
+                    else:
+                        async with each.lock:
+                            await self._settle(each)
+                self._said.pop(name, None)
+            except ZfsfsError as error:
+                done = False
+                text = f"cache {name} could not be repaired or tidied yet: {error}"
+                if self._said.get(name) != text:
+                    self._said[name] = text
+                    self._events.append("warning", str(name), text)
+        return done
 
     async def run(self) -> None:
-        """Tidy as soon as there is something to tidy, until cancelled."""
+        """Tidy as soon as there is something to tidy, and try again ever more rarely, until cancelled."""
+        delay = FIRST_DELAY
         while True:
-            await self._untidy.wait()
             self._untidy = trio.Event()
-            await self.settle()
+            delay = math.inf if await self.settle() else min(delay * 2, LONGEST_DELAY)
+            with trio.move_on_after(delay):
+                await self._untidy.wait()
+                delay = FIRST_DELAY

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from zfsfs.driver import DatasetInfo, Listing
-from zfsfs.names import BuildId, Dataset, cache_of
+from zfsfs.names import BuildId, Dataset, build_of, cache_of
 from zfsfs.store.layout import GENERATION, NEXT, SNAP, failed_id, is_junk, is_old
 
 
 def check(listing: Listing, *, known: Collection[Dataset] = ()) -> list[str]:
-    """Every invariant that is broken, a sentence each. `known` are the datasets of cache-tmp that are open sessions
-    or wait to be destroyed. Left-overs of builds are no problem: see `leftovers`."""
+    """Every invariant that is broken, a sentence each. `known` are the datasets that are open sessions or
+    wait to be destroyed. Left-overs of builds are no problem: see `leftovers`."""
     problems = [f"the group {group} is missing" for group in Dataset.GROUPS if Dataset(group) not in listing]
     for info in sorted(listing.values(), key=lambda each: each.dataset):
         if not info.dataset.leaf:
+            continue
+        if is_junk(info.dataset):
+            problems += [] if info.dataset in known else [f"{info.dataset} is rubbish"]
             continue
         match info.dataset.group:
             case "cache":
@@ -55,8 +58,7 @@ def _cache(info: DatasetInfo) -> list[str]:
 
 def _temporary(info: DatasetInfo, listing: Listing, known: Collection[Dataset]) -> list[str]:
     if info.dataset not in known and failed_id(info.dataset) is None:
-        what = "rubbish" if is_junk(info.dataset) else "neither a session nor waiting to be destroyed"
-        return [f"{info.dataset} is {what}"]
+        return [f"{info.dataset} is neither a session nor waiting to be destroyed"]
     return []
 
 
@@ -79,9 +81,7 @@ def _result(info: DatasetInfo, listing: Listing) -> list[str]:
 
 def base_of(info: DatasetInfo) -> BuildId | None:
     """The result that a build is based on."""
-    if info.origin is None or info.origin.dataset.group != "result" or not info.origin.dataset.leaf:
-        return None
-    return BuildId(info.origin.dataset.leaf.encode("ascii"))
+    return None if info.origin is None else build_of(info.origin.dataset)
 
 
 def leftovers(listing: Listing) -> list[Dataset]:
@@ -89,5 +89,5 @@ def leftovers(listing: Listing) -> list[Dataset]:
     return sorted(
         info.dataset
         for info in listing.values()
-        if info.dataset.group == "result" and info.dataset.leaf and info.snapshot(SNAP) is None
+        if build_of(info.dataset) is not None and info.snapshot(SNAP) is None
     )

@@ -5,6 +5,7 @@
     cache-tmp/N-c-NAME      a session's clone of a cache, or a head that a release has replaced
     cache-tmp/N-r-TEXT      rubbish: given up as a whole, its foreign snapshots and its clones in cache-tmp too.
                             A cache under construction lies here as well: it exists from its rename on
+    result/.gone-N-TEXT     rubbish as well, likewise in cache: where there was no room to move it to cache-tmp
     cache-tmp/N-f-ID        a build that failed and is kept; where there are several of an ID, the highest N counts
     @snap                   see above
     @zfsfs-next             on a clone in cache-tmp: its release is decided. On a cache: the release is not tidied yet
@@ -25,7 +26,7 @@ from collections.abc import Collection, Iterable
 
 from zfsfs.driver import DatasetInfo, Listing
 from zfsfs.errors import InvalidName
-from zfsfs.names import BuildId, Dataset
+from zfsfs.names import GONE, BuildId, Dataset
 
 SNAP = "snap"
 NEXT = "zfsfs-next"
@@ -35,6 +36,7 @@ FAILED = "zfsfs:failed"
 _OLD = re.compile(r"old-[0-9]+\Z")
 _NUMBERED = re.compile(r"([0-9]{1,18})-")
 _JUNK = re.compile(r"[0-9]{1,18}-r-")
+_GONE = re.compile(re.escape(GONE) + r"([0-9]{1,18})-")
 _FAILED = re.compile(r"[0-9]{1,18}-f-(.+)\Z")
 
 
@@ -76,21 +78,22 @@ def spare_name(name: str, taken: Collection[str]) -> str:
     return next(other for n in itertools.count(1) if (other := f"{name[:240]}.{n}") not in taken)
 
 
-def junk(number: int, text: str) -> Dataset:
+def junk(number: int, text: str, group: str = "cache-tmp") -> Dataset:
     """A name for what is given up. `text` is for people, and cut: a name must not be too long to be destroyed."""
-    return Dataset("cache-tmp", f"{number}-r-{text[:32].strip()}")
+    text = text[:32].strip()
+    return Dataset(group, f"{number}-r-{text}" if group == "cache-tmp" else f"{GONE}{number}-{text}")
 
 
 def former_leaf(dataset: Dataset) -> str:
-    """The last component of what a dataset of cache-tmp was before, as far as its name tells."""
-    if dataset.group != "cache-tmp":
-        return dataset.leaf
-    return dataset.leaf.partition("-")[2].removeprefix("r-")
+    """The last component of what a dataset that was given up was before, as far as its name tells."""
+    if dataset.group == "cache-tmp":
+        return dataset.leaf.partition("-")[2].removeprefix("r-")
+    return _GONE.sub("", dataset.leaf)
 
 
 def is_junk(dataset: Dataset) -> bool:
     """Whether a dataset is given up."""
-    return dataset.group == "cache-tmp" and _JUNK.match(dataset.leaf) is not None
+    return (_JUNK if dataset.group == "cache-tmp" else _GONE).match(dataset.leaf) is not None
 
 
 def failure(number: int, ident: BuildId) -> Dataset:
@@ -113,8 +116,8 @@ def failed_number(dataset: Dataset) -> int:
 
 
 def free_number(listing: Iterable[Dataset]) -> int:
-    """A number above all that are used in cache-tmp."""
-    found = (_NUMBERED.match(each.leaf) for each in listing if each.group == "cache-tmp")
+    """A number above all that are used in cache-tmp, and for rubbish."""
+    found = ((_NUMBERED if each.group == "cache-tmp" else _GONE).match(each.leaf) for each in listing)
     return 1 + max((int(match[1]) for match in found if match), default=0)
 
 

@@ -1,7 +1,7 @@
 """Destroys, which never block a caller: they queue, are tried, and say why they wait.
 
-Guarantees: only what lies in cache-tmp is destroyed, and never with its clones; a foreign snapshot only where the
-entry says so. What is queued survives a restart, because recovery finds the same datasets.
+Guarantees: only rubbish and what lies in cache-tmp is destroyed, and never with its clones; a foreign snapshot only
+where the entry says so. What is queued survives a restart, because recovery finds the same datasets.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import trio
 
 from zfsfs.driver import DatasetInfo, Destroy, DestroySnapshot, Driver
-from zfsfs.errors import Busy, Missing, StoreError
+from zfsfs.errors import Busy, Missing, NoSpace, StoreError
 from zfsfs.names import Dataset, cache_of
 from zfsfs.store.events import EventLog
-from zfsfs.store.layout import foreign
+from zfsfs.store.layout import foreign, is_junk, junk
 
 FIRST_DELAY = 0.2
 LONGEST_DELAY = 300.0
@@ -45,9 +45,24 @@ def obstacle(info: DatasetInfo, *, with_foreign: bool) -> str:
     return ""
 
 
+def bury(driver: Driver, dataset: Dataset, number: int, text: str) -> Dataset:
+    """Make rubbish of a dataset, by one rename; returns what it is called now. Raises what `rename` raises.
+
+    On ZFS what moves to another group needs room there, even where that is the room that it takes up itself: once a
+    quota is exceeded, be it by a block, nothing moves. Within a group nobody asks (dsl_dir_rename_check).
+    """
+    grave = junk(number, text)
+    try:
+        driver.rename(dataset, grave)
+    except NoSpace:
+        grave = junk(number, text, dataset.group)
+        driver.rename(dataset, grave)
+    return grave
+
+
 def destroy_whole(driver: Driver, dataset: Dataset, *, with_foreign: bool) -> str:
-    """Destroy a dataset of cache-tmp and its snapshots, never its clones. Returns '' when it is gone, else why it
-    is not; it may have lost snapshots then, so it must be one that nobody will want again."""
+    """Destroy rubbish or what is in cache-tmp, its snapshots too, never its clones. Returns '' when it is gone, else
+    why it is not; it may have lost snapshots then, so it must be one that nobody will want again."""
     try:
         return _destroy(driver, dataset, with_foreign=with_foreign)
     except Busy as error:
@@ -56,8 +71,8 @@ def destroy_whole(driver: Driver, dataset: Dataset, *, with_foreign: bool) -> st
 
 def _destroy(driver: Driver, dataset: Dataset, *, with_foreign: bool) -> str:
     """See `destroy_whole`. Raises Busy when it is in use or held: then it is worth looking by whom."""
-    if dataset.group != "cache-tmp" or not dataset.leaf:
-        return f"{dataset} does not lie in cache-tmp"
+    if not is_junk(dataset) and (dataset.group != "cache-tmp" or not dataset.leaf):
+        return f"{dataset} is no rubbish"
     try:
         info = driver.info(dataset)
         if info is None:
@@ -155,7 +170,7 @@ class Reaper:
     async def _try_together(self, due: list[Waiting]) -> bool:
         """Destroy what came last without a look and in one batch: most of it is heads without a snapshot. Whether
         that was so; if not, one or the other may be destroyed all the same."""
-        fresh = [each for each in due if not each.tries and each.dataset.group == "cache-tmp"][:TOGETHER]
+        fresh = [each for each in due if not each.tries][:TOGETHER]
         if not fresh:
             return False
         steps = [Destroy(each.dataset) for each in fresh]

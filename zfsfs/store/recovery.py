@@ -19,7 +19,7 @@ from collections.abc import Container
 from dataclasses import dataclass, field
 
 from zfsfs.driver import DatasetInfo, Driver, Listing, Promote, SetProperty, Step, TakeSnapshot, run_step
-from zfsfs.errors import StoreError
+from zfsfs.errors import DriverError, StoreError
 from zfsfs.names import CacheName, Dataset, Snapshot, cache, cache_of, cache_tmp, tmp_number
 from zfsfs.store.layout import (
     GENERATION,
@@ -64,11 +64,12 @@ class Action:
 
 @dataclass(slots=True)
 class RecoveryReport:
-    """What recovery did, what still waits in cache-tmp (and whether foreign snapshots go with it, and why it waits),
-    what a person should look at, and the listing at its end."""
+    """What recovery did, what still waits to be destroyed (and whether foreign snapshots go with it, and why it
+    waits), which caches it could not repair and why, what a person should look at, and the listing at its end."""
 
     done: list[Action] = field(default_factory=list)
     postponed: dict[Dataset, tuple[bool, str]] = field(default_factory=dict)
+    broken: dict[CacheName, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     listing: Listing = field(default_factory=dict)
 
@@ -210,18 +211,42 @@ def _depth(info: DatasetInfo, listing: Listing) -> int:
     return depth
 
 
-def _repairs(listing: Listing) -> _Plan:
-    made = _Plan(listing)
+def _families(listing: Listing, besides: Container[Dataset] = ()) -> dict[CacheName, list[DatasetInfo]]:
+    """All caches, and what lies in cache-tmp of each."""
     families: dict[CacheName, list[DatasetInfo]] = {}
     for info in listing.values():
         name = cache_of(info.dataset) if info.dataset.leaf else None
         if name is not None:
             members = families.setdefault(name, [])
-            if info.dataset.group == "cache-tmp" and not _given_up(info, listing):
+            if info.dataset.group == "cache-tmp" and info.dataset not in besides and not _given_up(info, listing):
                 members.append(info)
+    return families
+
+
+def _repairs(listing: Listing) -> _Plan:
+    made = _Plan(listing)
+    families = _families(listing)
     for name in sorted(families, key=lambda each: each.name):
         made.repair(name, families[name])
     return made
+
+
+def repair(driver: Driver, name: CacheName, besides: Container[Dataset], number: int) -> Listing:
+    """Repair one cache while the store is in use; nothing is swept. Blocks. `besides` are its sessions, which are
+    left alone; `number` and those above it are free in cache-tmp.
+
+    Returns the store as it is then. Raises StoreError: the cache then is as after a crash in the middle of it.
+    """
+    for _ in range(_ROUNDS):
+        listing = driver.list()
+        made = _Plan(listing)
+        made.number = max(made.number, number)
+        made.repair(name, _families(listing, besides).get(name, []))
+        if not made.actions:
+            return listing
+        for action in made.actions:
+            _execute(driver, action)
+    raise DriverError(f"the repair of cache {name} does not come to an end")
 
 
 def plan(listing: Listing) -> list[Action]:
@@ -295,6 +320,7 @@ def carry_out(driver: Driver) -> RecoveryReport:
                 reason = str(error)
                 if action.cache is not None:
                     failed[action.cache] = f"cache {action.cache} could not be repaired: {reason}"
+                    report.broken[action.cache] = reason
                     continue
             if not reason:
                 report.done.append(action)

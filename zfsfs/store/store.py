@@ -41,7 +41,7 @@ class Store:
             report = await trio.to_thread.run_sync(self._start)
         self._numbers.next = free_number(report.listing)
         self.builds.load(report.listing)
-        self.caches.load(report.listing)
+        self.caches.load(report.listing, report.broken)
         for action in report.done:
             self.events.append("recovered", str(action.cache or ""), action.text)
         for text in report.warnings:

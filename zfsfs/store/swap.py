@@ -101,6 +101,11 @@ class Swap:
     moved: bool = False
     usual: bool = True  # T had no snapshots, and nobody has tried to tidy yet
 
+    @property
+    def whole(self) -> Dataset:
+        """Where the cache's version is, whole, whichever of the renames has failed."""
+        return self.clone if self.old_moved and not self.moved else self.cache
+
     def decide(self, driver: Driver) -> None:
         """(0) to (4). When it raises, the session is as before and may go on, or be released again.
 

@@ -43,6 +43,7 @@ from zfsfs.fs.workers import Workers
 from zfsfs.names import Dataset
 from zfsfs.store import Store
 from zfsfs.store.events import Event
+from zfsfs.threads import in_thread, lasting
 from zfsfs.watch import watching
 from zfsfs.watchdog import Watchdog
 
@@ -173,10 +174,10 @@ async def _mounted(
             if line is not None:
                 nursery.start_soon(line.serve)
             natives = Natives(tree, files, kernel)
-            nursery.start_soon(natives.run)
+            nursery.start_soon(lasting, natives.run)
             nursery.start_soon(door.Door(natives, Outputs(tree, logs), knock.socket).serve)
             nursery.start_soon(tree.store.run)
-            nursery.start_soon(builders.tidy)
+            nursery.start_soon(lasting, builders.tidy)
             nursery.start_soon(_announce, mountpoint, tree, ready)
             with trio.CancelScope() as serving:
                 nursery.start_soon(_end_on_signal, files, kernel, builders, serving)
@@ -201,7 +202,7 @@ async def _builders(
 ) -> tuple[Control, Builders, Logs]:
     """The tree's own directories and files, and who works in it; what a daemon before us left running is ended."""
     records = Records(tree.state("zfsfs-builders"))
-    for name in await trio.to_thread.run_sync(records.end_all):
+    for name in await in_thread(records.end_all):
         tree.store.events.append("recovered", name, "a builder of the daemon before was still running, and is ended")
     ends = Ends(tree.store)
     logs = Logs(tree.store, tree.state("zfsfs-logs"))
@@ -221,7 +222,7 @@ async def _builders(
 
 async def _announce(mountpoint: str, tree: Tree, ready: Callable[[int], None]) -> None:
     """Once the tree answers, say so. In a thread, for it is we who answer."""
-    found = await trio.to_thread.run_sync(os.stat, mountpoint, abandon_on_cancel=True)
+    found = await in_thread(os.stat, mountpoint, abandon_on_cancel=True)
     tree.device = found.st_dev
     ready(tree.device)
 
@@ -233,7 +234,7 @@ async def _end_on_signal(files: Passthrough, kernel: Kernel, builders: Builders,
             # While requests are answered: who waits for an answer can't be killed.
             await builders.close()
             with trio.move_on_after(_PATIENCE) as flushing:
-                await trio.to_thread.run_sync(_flush, files, kernel, abandon_on_cancel=True)
+                await in_thread(_flush, files, kernel, abandon_on_cancel=True)
             if flushing.cancelled_caught:
                 log.warning("what the kernel has gathered was not all written in %g s", _PATIENCE)
             pyfuse3.terminate()

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import changed_daemon
 import pytest
 from mounted_tree import zfsfs
 
@@ -55,6 +56,17 @@ def test_unmounting_what_is_in_use_says_so_and_drops_nothing(tree):
     assert "c" in one_line("umount", tree.path, expect=4)
     assert tree.status()["sessions"][0]["open"] == 1
     os.close(fd)
+
+
+def test_an_older_daemon_is_looked_at_and_unmounted(unmounted, tmp_path):
+    tree = unmounted
+    command = [sys.executable, changed_daemon.__file__, "older", tmp_path, "mount", tree.store, tree.path]
+    subprocess.run(command, check=True, timeout=60)
+    (tree / "builds/b").mkdir()
+    assert "build    b" in zfsfs("status", tree.path).stdout
+    assert "b" in one_line("umount", tree.path, expect=4)
+    (tree / "builds/b").rmdir()
+    zfsfs("umount", tree.path)
 
 
 def test_status_check_and_recover_tell(tree):

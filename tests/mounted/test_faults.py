@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
 import pytest
@@ -26,6 +27,29 @@ def few_descriptors(tree: Mounted, more: int) -> Iterator[None]:
         yield
     finally:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+@contextmanager
+def no_memory(tree: Mounted) -> Iterator[None]:
+    """The daemon gets no more memory than it has, not even for a thread's stack."""
+    pid = tree.pid
+    before = resource.prlimit(pid, resource.RLIMIT_AS)
+    with open(f"/proc/{pid}/statm") as statm:
+        pages = int(statm.read().split()[0])
+    resource.prlimit(pid, resource.RLIMIT_AS, (pages * resource.getpagesize(), before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_AS, before)
+
+
+def errno_of(action: Callable[[], object]) -> int:
+    """0 when it goes well."""
+    try:
+        action()
+    except OSError as failure:
+        return failure.errno or 0
+    return 0
 
 
 def open_until_refused(stack: ExitStack, path: object) -> int:
@@ -86,3 +110,32 @@ def test_a_release_without_descriptors_is_made_later(tree: Mounted) -> None:
     assert (tree / "caches/c/file").read_text() == "of the session"
     (tree / "builds/b/file").unlink()
     (tree / "builds/b").rmdir()
+
+
+def test_a_daemon_out_of_memory_says_so_and_loses_nothing(tree: Mounted) -> None:
+    (tree / "caches/c").mkdir()
+    (tree / "builds/b").mkdir()
+    session = os.open(tree / "caches/c", os.O_RDONLY)
+    (tree / "caches/c/file").write_text("of the session")
+    with no_memory(tree), ThreadPoolExecutor(20) as users:
+        # Starting builds side by side needs more threads than there are.
+        folders = [tree / f"builds/{number}" for number in range(20)]
+        seen: set[int] = set()
+
+        def a_while() -> bool:
+            seen.update(users.map(lambda each: errno_of(each.mkdir), folders))
+            seen.update(users.map(lambda each: errno_of(each.rmdir), folders))
+            seen.add(errno_of(lambda: (tree / "builds/b/file").write_bytes(b"x" * 100_000)))
+            return errno.ENOMEM in seen
+
+        until(a_while)
+        assert seen <= {0, errno.ENOMEM, errno.ENOENT, errno.EEXIST}
+        os.close(session)
+        assert any("no memory left" in text for text in tree.events("warning"))
+    assert tree.outcome("c") == "published"
+    assert (tree / "caches/c/file").read_text() == "of the session"
+    for name in set(os.listdir(tree / "builds")) - {"b"}:
+        os.rmdir(tree / "builds" / name)
+    (tree / "builds/b/file").write_text("contents")
+    os.rename(tree / "builds/b", tree / "results/b")
+    assert (tree / "results/b/file").read_text() == "contents"

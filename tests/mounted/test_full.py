@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import changed_daemon
 import pytest
 from mounted_tree import Mounted, until, zfsfs
 
@@ -94,6 +96,17 @@ def test_a_full_pool_is_an_error_and_loses_nothing(tree: Mounted) -> None:
     assert (tree / "results/next/file").read_text() == "kept"
     assert "next" in os.listdir(tree / "results")
     zfsfs("status", tree.path)
+
+
+def test_who_writes_through_the_daemon_is_told_of_too(unmounted: Mounted, tmp_path: Path) -> None:
+    tree = unmounted
+    command = [sys.executable, changed_daemon.__file__, "gathered", tmp_path, "mount", tree.store, tree.path]
+    subprocess.run(command, check=True, timeout=60)
+    build(tree, "big", "")
+    assert fill(tree / "builds/big/file") in NO_ROOM
+    assert is_told(tree)
+    subprocess.run(["rm", "-rf", tree / "builds/big"], check=True)
+    tree.closed()
 
 
 def test_publishing_in_a_full_store_succeeds_or_leaves_the_build(tree: Mounted) -> None:

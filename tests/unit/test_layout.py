@@ -14,7 +14,7 @@ PACKAGE = ROOT / "zfsfs"
 #: From the ground up; a room may import what stands on a lower line, and itself.
 LEVELS = (
     ("errors",),
-    ("names", "handover"),
+    ("names", "handover", "threads"),
     ("driver", "syscalls"),
     ("mountpoint", "native", "watchdog"),
     ("zfs", "directory"),

@@ -22,6 +22,7 @@ import trio
 
 from zfsfs.builders import cgroups, supervisor
 from zfsfs.builders.supervisor import Ended, Job
+from zfsfs.threads import in_thread
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ def _end(pid: int, start: int, cgroup: str | None, grace: float) -> bool:
 
 async def supervise(job: Job, name: str, records: Records, cancelled: trio.Event) -> Ended:
     """Run a job to its end; with `cancelled` or the cancellation of the task, that is soon."""
-    job.cgroup = await trio.to_thread.run_sync(cgroups.make, f"zfsfs-build-{name}")
+    job.cgroup = await in_thread(cgroups.make, f"zfsfs-build-{name}")
     command = [sys.executable, "-I", _PROGRAM]
     begun = time.monotonic()
     try:
@@ -119,7 +120,7 @@ async def supervise(job: Job, name: str, records: Records, cancelled: trio.Event
             assert process.stdin is not None
             await process.stdin.aclose()  # with it the supervisor ends, if it has not yet
             await process.wait()
-            await trio.to_thread.run_sync(_forget, job)
+            await in_thread(_forget, job)
             records.remove(name)
     return ended
 

@@ -60,8 +60,9 @@ def read_status(mountpoint: str) -> dict[str, Any]:
         raise Unavailable(f"the daemon of {mountpoint} does not answer{_why_not(path)}") from None
     if isinstance(answer, OSError):
         raise answer
-    found: dict[str, Any] = json.loads(answer)
-    return found
+    # An older daemon says less.
+    nothing: dict[str, Any] = {"trouble": "", "builds": [], "sessions": [], "native": [], "failed": [], "waiting": []}
+    return nothing | dict(json.loads(answer))
 
 
 def _why_not(path: str) -> str:

@@ -19,6 +19,7 @@ import trio
 from zfsfs import syscalls
 from zfsfs.driver import View
 from zfsfs.fs.nodes import Node, NodeTable, stale
+from zfsfs.threads import in_thread
 
 if TYPE_CHECKING:
     from zfsfs.fs.caller import Caller
@@ -166,7 +167,7 @@ class Area:
     async def write_out(self) -> None:
         """Have what was written through mappings put where a snapshot holds it: ZFS does that in its own time, and
         the driver asks for it. Raises OSError."""
-        await trio.to_thread.run_sync(syscalls.syncfs, self.fd)
+        await in_thread(syscalls.syncfs, self.fd)
 
     def forgotten(self) -> None:
         """The kernel knows nothing beneath any more."""

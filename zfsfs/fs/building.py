@@ -31,6 +31,7 @@ from zfsfs.fs.places import BuildPlace
 from zfsfs.fs.tree import BUILDS, Tree
 from zfsfs.fs.waiting import Ends
 from zfsfs.names import SessionName
+from zfsfs.threads import in_thread
 
 log = logging.getLogger(__name__)
 
@@ -295,7 +296,7 @@ class Builders:
                 os.close(root)
 
         # In a thread: it is we who answer.
-        if not await trio.to_thread.run_sync(through, abandon_on_cancel=True) and directly is not None:
+        if not await in_thread(through, abandon_on_cancel=True) and directly is not None:
             await directly()
 
     def tidy_soon(self) -> None:

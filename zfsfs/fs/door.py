@@ -27,6 +27,7 @@ from zfsfs.fs.natives import Grant, Held, Natives
 from zfsfs.fs.outputs import Outputs
 from zfsfs.native import wire
 from zfsfs.native.wire import Message, Peer
+from zfsfs.threads import in_thread
 
 log = logging.getLogger(__name__)
 
@@ -201,7 +202,7 @@ class _Talk:
 
 async def _identity(descriptor: int) -> tuple[int, int]:
     path = f"/proc/self/fd/{descriptor}"
-    return await trio.to_thread.run_sync(syscalls.identity, path, abandon_on_cancel=True)
+    return await in_thread(syscalls.identity, path, abandon_on_cancel=True)
 
 
 async def _map_users(grant: Grant, namespace: int) -> None:
@@ -210,7 +211,7 @@ async def _map_users(grant: Grant, namespace: int) -> None:
     if not grant.native.detached:
         raise Refused("mapping users needs a daemon that is root")
     try:
-        await trio.to_thread.run_sync(syscalls.set_mount_attributes, mount, 0, namespace)
+        await in_thread(syscalls.set_mount_attributes, mount, 0, namespace)
     except OSError as failure:
         why = "the filesystem can't do it, or that is no user namespace" if failure.errno == errno.EINVAL else failure
         raise Refused(f"users can't be mapped: {why}", failure.errno or errno.EINVAL) from None
@@ -234,7 +235,7 @@ def _closed(descriptors: list[int]) -> list[int]:
 
 
 async def _close_elsewhere(descriptors: list[int]) -> None:
-    await trio.to_thread.run_sync(_closed, descriptors, abandon_on_cancel=True)
+    await in_thread(_closed, descriptors, abandon_on_cancel=True)
 
 
 @dataclass(frozen=True, slots=True)

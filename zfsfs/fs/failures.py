@@ -14,6 +14,7 @@ from zfsfs.fs.places import BuildPlace, FailedPlace
 from zfsfs.fs.quiet import not_native, not_written
 from zfsfs.fs.users import BUILD
 from zfsfs.names import BuildId, BuildName
+from zfsfs.threads import in_thread
 
 if TYPE_CHECKING:
     from zfsfs.fs.tree import Tree
@@ -101,7 +102,7 @@ class Failures:
         area.on_forgotten = None
         try:
             with trio.CancelScope(shield=True):
-                view = await trio.to_thread.run_sync(lambda: tree.store.driver.view(info.dataset, writable=True))
+                view = await in_thread(lambda: tree.store.driver.view(info.dataset, writable=True))
         except BaseException:
             tree.users.give(BUILD, uid)
             with trio.CancelScope(shield=True):

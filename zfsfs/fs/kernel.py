@@ -16,13 +16,17 @@ from contextlib import suppress
 
 import trio
 
+from zfsfs.errors import DriverError
 from zfsfs.fs.control import CACHES
+from zfsfs.threads import in_thread
 
 _HEADER = struct.Struct("=IiQ")
 _INODE = struct.Struct("=Qqq")
 _ENTRY = struct.Struct("=QII")
 _INVAL_INODE, _INVAL_ENTRY = 2, 3
 _EXPIRE_ONLY = 1
+#: Seconds after which the kernel is told again what it could not be told.
+RETRY = 1.0
 
 
 class Kernel:
@@ -70,7 +74,12 @@ class Kernel:
                 if failure.errno != errno.EBUSY:
                     raise
 
-        await trio.to_thread.run_sync(tell, abandon_on_cancel=True)
+        while True:
+            try:
+                await in_thread(tell, abandon_on_cancel=True)
+                return
+            except DriverError:
+                await trio.sleep(RETRY)  # no thread is to be had; what is stale has to go, sooner or later
 
     def look_up_again(self, names: Iterable[tuple[int, bytes]], folders: Iterable[int]) -> None:
         """Ask for these names, absent or not, when they are next needed, and for the directories' attributes. What is

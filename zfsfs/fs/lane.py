@@ -6,16 +6,19 @@ shows nothing yet, a session that has to be opened first): the line calls it aga
 `HANDLERS`, and what is on the tree's own files and directories, is left to pyfuse3.
 
 Guarantees: a handler that returned None has done nothing. Reads and writes are carried out by the workers, which
-answer by themselves.
+answer by themselves; where one fails the event loop answers, having told people.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+import trio
 
 from zfsfs.fs import wire
 from zfsfs.fs.backing import Backings
@@ -124,7 +127,7 @@ def _name(body: memoryview) -> bytes:
 
 
 class Lane:
-    """See the module. Its methods take a request's number, inode, caller and body."""
+    """See the module. Its methods take a request's number, inode, caller and body. Made within the event loop."""
 
     def __init__(self, tree: Tree, files: Passthrough, operations: WireOperations, answer: Answer) -> None:
         self._tree = tree
@@ -132,6 +135,7 @@ class Lane:
         self._ops = operations
         self._answer = answer
         self._by_ino = tree.table.by_ino
+        self._token = trio.lowlevel.current_trio_token()
 
     def _ready(self, ino: int) -> Node | None:
         """The node, if it can be looked at without waiting."""
@@ -310,13 +314,25 @@ class Lane:
     def _carry_out(self, unique: int, call: Callable[[], bytes]) -> None:
         try:
             result = call()
-        except OSError as failure:
-            self._answer(unique, failure.errno or 5)
+        except Exception as failure:
+            self._failed(unique, failure)
             return
         try:
             self._answer(unique, 0, result)
         except OSError:
             log.exception("the kernel did not take a reply")
+
+    def _failed(self, unique: int, failure: Exception) -> None:
+        """A read or write has failed. In a worker."""
+        number = errno.ENOMEM if isinstance(failure, MemoryError) else errno.EIO
+        if isinstance(failure, OSError):
+            number = failure.errno or errno.EIO
+        elif not isinstance(failure, MemoryError):
+            log.error("a read or write failed in a way that nobody expected", exc_info=failure)
+        try:
+            self._token.run_sync_soon(lambda: self._answer(unique, self.met(number)))
+        except trio.RunFinishedError:
+            self._answer(unique, number)
 
     # Directories and attributes.
 

@@ -154,8 +154,12 @@ class Line:
                 if failure.errno == errno.ENODEV:
                     return None
                 raise
-            if not self._take(size):
-                return True  # pyfuse3's turn
+            try:
+                if not self._take(size):
+                    return True  # pyfuse3's turn
+            except MemoryError as failure:
+                _, opcode, unique, *_ = wire.HEADER.unpack_from(self._buffer)
+                self._fail(opcode, unique, failure)
             now = clock()
             end = now + SPIN
         return True

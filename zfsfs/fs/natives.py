@@ -31,6 +31,7 @@ from zfsfs.names import Dataset, Snapshot, shown
 from zfsfs.native.watching import Found, Where, look, where
 from zfsfs.native.wire import Peer
 from zfsfs.store.layout import SNAP
+from zfsfs.threads import in_thread
 
 #: Seconds between two looks while nobody is known whose end would tell.
 PAUSE = 0.5
@@ -102,7 +103,7 @@ class Natives:
         held = await self._take(area, target, writable=writable)
         try:
             driver = self._tree.store.driver
-            native = await trio.to_thread.run_sync(lambda: driver.native(target, writable=writable))
+            native = await in_thread(lambda: driver.native(target, writable=writable))
         except BaseException:
             self._untaken(held)
             raise
@@ -184,7 +185,7 @@ class Natives:
         names, folders = area.freeze()
         try:
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(self._kernel.look_up_again, names, folders)
+                await in_thread(self._kernel.look_up_again, names, folders)
         except BaseException:
             area.thaw()
             raise
@@ -251,7 +252,7 @@ class Natives:
         for thoroughly in (False, True):
             if not wanted:
                 break
-            found = await trio.to_thread.run_sync(lambda w, t: look(w, thoroughly=t), wanted, thoroughly)
+            found = await in_thread(lambda w, t: look(w, thoroughly=t), wanted, thoroughly)
             for held in self._held.values():
                 held.found = found.get(held.where, held.found) if held.where in wanted else held.found
             free = {each.where for each in self._held.values() if not each.found and not each.living}

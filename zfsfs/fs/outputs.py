@@ -19,6 +19,7 @@ from zfsfs.fs.places import BuildPlace
 from zfsfs.fs.tree import Tree
 from zfsfs.names import BuildId
 from zfsfs.native.wire import Peer
+from zfsfs.threads import in_thread
 
 _CHUNK = 1 << 16
 
@@ -65,7 +66,7 @@ class Outputs:
             with trio.socket.from_stdlib_socket(sender) as source:
                 writer = Writer(fd, LOG_SIZE)
                 while data := await source.recv(_CHUNK):
-                    await trio.to_thread.run_sync(writer.write, data)
+                    await in_thread(writer.write, data)
         except OSError as failure:
             text = f"the output of build {ident} is kept no longer: {failure.strerror}"
             self._tree.store.events.append("warning", str(ident), text)

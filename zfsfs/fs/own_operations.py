@@ -12,7 +12,6 @@ import time
 from contextlib import suppress
 
 import pyfuse3
-import trio
 
 from zfsfs.errors import Missing
 from zfsfs.fs import control
@@ -24,6 +23,7 @@ from zfsfs.fs.replies import absent, answered, attributes, dot, own_attributes
 from zfsfs.fs.tree import BUILDS, CACHES, FAILED, RESULTS, Tree
 from zfsfs.fs.users import OWN
 from zfsfs.names import FAILED_BUILDS
+from zfsfs.threads import in_thread
 
 GROUPS = {control.BUILDS: BUILDS, control.RESULTS: RESULTS, control.CACHES: CACHES, control.FAILED: FAILED}
 #: Handles of the tree's own files and directories start here; those of areas are descriptors.
@@ -71,7 +71,7 @@ class OwnOperations(pyfuse3.Operations):
             own.told = size
             with suppress(OSError):
                 # In a thread: who has mapped the file may hold the page and wait for us.
-                await trio.to_thread.run_sync(pyfuse3.notify_store, own.ino, size - 1, b"\n", abandon_on_cancel=True)
+                await in_thread(pyfuse3.notify_store, own.ino, size - 1, b"\n", abandon_on_cancel=True)
 
     async def _root_of(self, area: Area) -> Attributes:
         if area.view is None:

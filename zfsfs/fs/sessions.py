@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import trio
 
@@ -26,6 +27,7 @@ from zfsfs.fs.quiet import DRAIN, closed
 from zfsfs.fs.users import SESSION, Users
 from zfsfs.names import CacheName, SessionName, cache
 from zfsfs.store import Outcome, Session, Store
+from zfsfs.threads import in_thread
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +114,7 @@ class Sessions:
             if info is None:
                 raise stale()
             dataset = info.dataset
-            shared.view = await trio.to_thread.run_sync(lambda: self._driver.view(dataset, writable=False))
+            shared.view = await in_thread(lambda: self._driver.view(dataset, writable=False))
         return shared.view
 
     async def begin(self, area: Area, uid: int) -> None:
@@ -140,7 +142,7 @@ class Sessions:
         session = await self._store.caches.open(place.name.cache, place.name.label)
         try:
             with trio.CancelScope(shield=True):
-                view = await trio.to_thread.run_sync(lambda: self._driver.view(session.dataset, writable=True))
+                view = await in_thread(lambda: self._driver.view(session.dataset, writable=True))
         except BaseException:
             with trio.CancelScope(shield=True):
                 await self._store.caches.discard(session)
@@ -164,14 +166,16 @@ class Sessions:
         said = ""
         while place.session is not None:
             await area.until(lambda: not area.keepers)
-            if not place.discarded and await self._is_held(area):
-                continue
             try:
+                if not place.discarded and await self._is_held(area):
+                    continue
                 await self.close(area)
-            except (ZfsfsError, OSError) as failure:
+            except (ZfsfsError, OSError, MemoryError) as failure:
                 # What is published has to move, so whoever holds that is in the way.
-                busy = isinstance(failure, Busy)
-                who = await self._store.explain(cache(place.name.cache)) if busy else ""
+                who = ""
+                if isinstance(failure, Busy):
+                    with suppress(ZfsfsError):
+                        who = await self._store.explain(cache(place.name.cache))
                 text = f"{place.name} can't be closed yet: {failure}" + (f": {who}" if who else "")
                 if text != said:
                     self._store.events.append("warning", str(place.name), text)

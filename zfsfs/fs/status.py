@@ -7,13 +7,12 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import trio
-
 from zfsfs.errors import StoreError
 from zfsfs.fs.area import Area
 from zfsfs.fs.places import BuildPlace, CachePlace, FailedPlace, ResultPlace
 from zfsfs.fs.tree import Tree
 from zfsfs.names import Dataset, shown
+from zfsfs.threads import in_thread
 
 
 def status(tree: Tree) -> dict[str, Any]:
@@ -133,7 +132,7 @@ async def xattr(tree: Tree, area: Area, name: bytes) -> bytes | None:
     facts, dataset = _facts(tree, area)
     if key in ("used", "referenced"):
         try:
-            space = await trio.to_thread.run_sync(tree.store.driver.space, dataset)
+            space = await in_thread(tree.store.driver.space, dataset)
         except StoreError:
             return b"0"
         return str(getattr(space, key)).encode()

@@ -24,13 +24,14 @@ from zfsfs.fs.failures import Failures
 from zfsfs.fs.holders import Holder, Wanted, holders
 from zfsfs.fs.nodes import NodeTable, stale
 from zfsfs.fs.permission import READ, WRITE, permits
-from zfsfs.fs.places import BuildPlace, CachePlace, FailedPlace, ResultPlace
+from zfsfs.fs.places import BuildPlace, CachePlace, FailedPlace, Place, ResultPlace
 from zfsfs.fs.quiet import closed, not_native, not_written
 from zfsfs.fs.sessions import Sessions
 from zfsfs.fs.troubles import Troubles
 from zfsfs.fs.users import BUILD, Users
 from zfsfs.names import FAILED_BUILDS, BuildId, BuildName, Dataset, SessionName, Snapshot
 from zfsfs.store import Store
+from zfsfs.threads import in_thread
 
 if TYPE_CHECKING:
     from zfsfs.fs.building import Builders, Run
@@ -63,7 +64,7 @@ class Tree:
 
     async def start(self) -> None:
         """What is needed before the first request."""
-        self._state = await trio.to_thread.run_sync(lambda: self.store.driver.view(Dataset("state"), writable=True))
+        self._state = await in_thread(lambda: self.store.driver.view(Dataset("state"), writable=True))
 
     def state(self, name: str) -> int:
         """A directory of our own in the store's state, as a descriptor that belongs to the caller. Raises OSError."""
@@ -131,25 +132,25 @@ class Tree:
         """See to it that an area shows what it stands for, before something in it is looked at."""
         if isinstance(area.place, CachePlace):
             await self.sessions.ready(area)
-        elif isinstance(area.place, ResultPlace):
-            info = self.store.builds.result(area.place.id)
-            if info is None or area.place.deleted:
-                raise stale()
-            snapshot = Snapshot(info.dataset, "snap")
-            view = await trio.to_thread.run_sync(lambda: self.store.driver.view(snapshot, writable=False))
-            if area.view is not None:
-                view.close()  # another was faster
-            else:
-                area.attach(view)
-        elif isinstance(area.place, FailedPlace) and not area.place.deleted:
-            dataset = area.place.dataset
-            view = await trio.to_thread.run_sync(lambda: self.store.driver.view(dataset, writable=False))
-            if area.view is not None:
-                view.close()
-            else:
-                area.attach(view)
+            return
+        target, writable = self._behind(area.place)
+        view = await in_thread(lambda: self.store.driver.view(target, writable=writable))
+        if area.view is not None:
+            view.close()  # another was faster
         else:
-            raise stale()
+            area.attach(view)
+
+    def _behind(self, place: Place) -> tuple[Dataset | Snapshot, bool]:
+        """What is to be looked into, and whether to write there. Raises ESTALE when it has gone."""
+        if isinstance(place, ResultPlace):
+            info = self.store.builds.result(place.id)
+            if info is not None and not place.deleted:
+                return Snapshot(info.dataset, "snap"), False
+        elif isinstance(place, FailedPlace) and not place.deleted:
+            return place.dataset, False
+        elif isinstance(place, BuildPlace) and place.name.id in self.builds and not place.discarded:
+            return place.dataset, True  # it could not be discarded
+        raise stale()
 
     async def begin(self, area: Area, uid: int) -> None:
         """Something in an area is about to be opened or changed by this user."""
@@ -305,11 +306,8 @@ class Tree:
         try:
             return await verb
         except BaseException:
-            if view is not None and isinstance(area.place, BuildPlace):
-                area.place.discarded = False
-                dataset = area.place.dataset
-                with trio.CancelScope(shield=True):
-                    area.attach(await trio.to_thread.run_sync(lambda: self.store.driver.view(dataset, writable=True)))
+            if isinstance(area.place, BuildPlace):
+                area.place.discarded = False  # and is looked into again as soon as somebody wants to
             raise
 
     def end(self, area: Area) -> None:
@@ -339,7 +337,7 @@ class Tree:
         if self.device < 0:
             return []
         wanted = Wanted(self.device)
-        found = await trio.to_thread.run_sync(holders, wanted, abandon_on_cancel=True)
+        found = await in_thread(holders, wanted, abandon_on_cancel=True)
         mine = [each for each in found if self._is_in(each, area)]
         if not guests and area.view is not None:
             root = area.fd

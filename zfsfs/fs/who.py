@@ -25,6 +25,7 @@ from zfsfs.fs.nodes import Node
 from zfsfs.fs.tree import Tree
 from zfsfs.names import Dataset, Snapshot, shown
 from zfsfs.store.layout import former_leaf
+from zfsfs.threads import in_thread
 
 NAME = b"user.zfsfs.holders"
 PATIENCE = 10.0
@@ -39,7 +40,7 @@ T = TypeVar("T")
 async def _in_time(look: Callable[[], list[T]]) -> list[T]:
     """What a look at all processes finds, or nothing when it takes too long."""
     with trio.move_on_after(PATIENCE):
-        return await trio.to_thread.run_sync(look, abandon_on_cancel=True, limiter=_limiter)
+        return await in_thread(look, abandon_on_cancel=True, limiter=_limiter)
     return []
 
 
@@ -109,7 +110,7 @@ async def of_dataset(driver: Driver, dataset: Dataset) -> list[dict[str, Any]]:
         for each in (await _in_time(lambda: sends(leaves)) if driver.mounted_as(dataset) else [])
     ]
     try:
-        needs = await trio.to_thread.run_sync(driver.needs, dataset)
+        needs = await in_thread(driver.needs, dataset)
     except ZfsfsError:
         return found
     return found + [{"what": each.what, "snapshot": each.snapshot.name, "name": each.name} for each in needs]
@@ -147,7 +148,7 @@ async def explain(tree: Tree, dataset: Dataset) -> str:
                 continue
         return found
 
-    natives = await trio.to_thread.run_sync(devices)
+    natives = await in_thread(devices)
     wanted = Wanted(tree.device, natives, {os.fsencode(driver.mounted_as(dataset) or "-"): b""})
     areas = tree.showing(dataset)
     told = []

@@ -38,6 +38,7 @@ from zfsfs.store.layout import (
 )
 from zfsfs.store.reaper import Reaper, bury
 from zfsfs.store.roots import give_root
+from zfsfs.threads import in_thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +160,7 @@ class Builds:
     async def guid(self, id: BuildId) -> int:
         """The number of a running build's dataset, which no other ever has. Raises Missing. Costs a look at it."""
         build = self._running.get(id)
-        info = await trio.to_thread.run_sync(self._driver.info, build.dataset) if build else None
+        info = await in_thread(self._driver.info, build.dataset) if build else None
         if info is None:
             raise Missing(f"{id} is not being built")
         return info.guid
@@ -200,14 +201,14 @@ class Builds:
         dataset = result(ident)
         with self._flight(ident, base):
             try:
-                await trio.to_thread.run_sync(self._make, dataset, base)
+                await in_thread(self._make, dataset, base)
             except Exists:
                 # A crash after (1) or (2) below: a dataset without @snap.
                 await self._clear(dataset)
-                await trio.to_thread.run_sync(self._make, dataset, base)
+                await in_thread(self._make, dataset, base)
             # (1) A crash here: a left-over that belongs to root.
             try:
-                view = await trio.to_thread.run_sync(self._look, dataset, None if base else owner, mode)
+                view = await in_thread(self._look, dataset, None if base else owner, mode)
                 # (2) A crash here and until it is published: a left-over.
             except BaseException:
                 await self._entomb([dataset])
@@ -234,7 +235,7 @@ class Builds:
         return view
 
     async def _clear(self, dataset: Dataset) -> None:
-        listing = await trio.to_thread.run_sync(self._driver.list)
+        listing = await in_thread(self._driver.list)
         info = listing.get(dataset)
         if info is None:
             return
@@ -251,9 +252,7 @@ class Builds:
         assert datasets
         for dataset in datasets:
             # A crash between two of them: what is based on a result is given up and the result is still there.
-            grave = await trio.to_thread.run_sync(
-                bury, self._driver, dataset, self._numbers.take(), former_leaf(dataset)
-            )
+            grave = await in_thread(bury, self._driver, dataset, self._numbers.take(), former_leaf(dataset))
             self._reaper.add(grave, with_foreign=True)
         return grave
 
@@ -269,7 +268,7 @@ class Builds:
             raise Missing(f"{id} is not being built")
         with self._flight(id):
             # One verb: a crash before it leaves a left-over, a crash after it a result.
-            await trio.to_thread.run_sync(self._driver.snapshot, Snapshot(build.dataset, SNAP))
+            await in_thread(self._driver.snapshot, Snapshot(build.dataset, SNAP))
             found = ResultInfo(id, build.base, build.created, build.dataset)
             del self._running[id]
             self._results[id] = found
@@ -308,9 +307,9 @@ class Builds:
             kept = failure(self._numbers.take(), id)
             text = json.dumps({**facts, "ended": ended})
             # (a) A crash here: a left-over.
-            await trio.to_thread.run_sync(self._driver.set_property, build.dataset, FAILED, text)
+            await in_thread(self._driver.set_property, build.dataset, FAILED, text)
             # (b) A crash here: a left-over, for what it has is only a property.
-            await trio.to_thread.run_sync(self._driver.rename, build.dataset, kept)
+            await in_thread(self._driver.rename, build.dataset, kept)
             # (c) A crash here: it is kept, and an earlier one is given up by `load`.
             older = self._failed.get(id)
             found = FailedInfo(id, build.base, build.created, guid, kept, ended, dict(facts))
@@ -331,10 +330,10 @@ class Builds:
             raise Exists(f"{id} is {'a result' if id in self._results else 'being built'}")
         with self._flight(id, kept.base):
             try:
-                await trio.to_thread.run_sync(self._driver.rename, kept.dataset, result(id))
+                await in_thread(self._driver.rename, kept.dataset, result(id))
             except Exists:
                 await self._clear(result(id))
-                await trio.to_thread.run_sync(self._driver.rename, kept.dataset, result(id))
+                await in_thread(self._driver.rename, kept.dataset, result(id))
             # A crash here and until it is ended: a left-over.
             build = BuildInfo(id, kept.base, kept.created, result(id))
             del self._failed[id]
@@ -375,10 +374,10 @@ class Builds:
         grave = None
         with self._flight(id):
             running = self._busy_datasets()
-            info = await trio.to_thread.run_sync(self._driver.info, found.dataset)
+            info = await in_thread(self._driver.info, found.dataset)
             listing: Listing = {} if info is None else {info.dataset: info}
             if info is not None and any(each.clones for each in info.snapshots):
-                listing = await trio.to_thread.run_sync(self._driver.list)
+                listing = await in_thread(self._driver.list)
             if found.dataset in listing:
                 info = listing[found.dataset]
                 doomed = _doomed(listing, found.dataset, running)

@@ -29,6 +29,7 @@ from zfsfs.store.reaper import FIRST_DELAY, LONGEST_DELAY, Reaper, bury
 from zfsfs.store.recovery import repair
 from zfsfs.store.roots import give_root
 from zfsfs.store.swap import Swap
+from zfsfs.threads import in_thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,7 @@ class Caches:
         try:
             with trio.CancelScope(shield=True):
                 try:
-                    await trio.to_thread.run_sync(self._make, name, made, owner, mode)
+                    await in_thread(self._make, name, made, owner, mode)
                 except BaseException:
                     self._reaper.add(made, with_foreign=True)
                     raise
@@ -173,7 +174,7 @@ class Caches:
             # One verb: after a crash the clone is there without a decision, and is destroyed. The lock is free, so
             # that those who open at once share a transaction group.
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(self._driver.clone, Snapshot(cache(name), SNAP), dataset)
+                await in_thread(self._driver.clone, Snapshot(cache(name), SNAP), dataset)
             session = Session(name, label, dataset, generation, self._clock())
             entry.sessions.add(session)
         finally:
@@ -212,7 +213,7 @@ class Caches:
         await self._no_cloning(entry)
         old = cache_tmp(self._numbers.take(), session.cache)
         swap = Swap(session.dataset, cache(session.cache), old, entry.generation + 1)
-        await trio.to_thread.run_sync(swap.decide, self._driver)
+        await in_thread(swap.decide, self._driver)
         entry.swap = (swap, session)
         self._untidy.set()
         await self._move(entry)
@@ -224,7 +225,7 @@ class Caches:
         swap, session = entry.swap
         if swap.moved:
             return
-        await trio.to_thread.run_sync(swap.move, self._driver)
+        await in_thread(swap.move, self._driver)
         session.dataset = swap.cache
         entry.generation = swap.generation
         entry.sessions.discard(session)
@@ -249,7 +250,7 @@ class Caches:
             if not swap.moved:
                 await self._move(entry)
                 self.renewed(entry.name)
-            destroyed = await trio.to_thread.run_sync(swap.tidy, self._driver)
+            destroyed = await in_thread(swap.tidy, self._driver)
             entry.swap = None
             if destroyed:
                 self._reaper.destroyed(swap.old_head)
@@ -262,7 +263,7 @@ class Caches:
         sessions = {each.dataset for each in entry.sessions} if entry is not None else set()
         number = self._numbers.take()
         with trio.CancelScope(shield=True):
-            listing = await trio.to_thread.run_sync(repair, self._driver, name, sessions, number)
+            listing = await in_thread(repair, self._driver, name, sessions, number)
         self._broken.discard(name)
         info = listing.get(cache(name))
         if info is not None:
@@ -300,7 +301,7 @@ class Caches:
                 return False
             swap = Swap(session.dataset, cache(session.cache), session.dataset, entry.generation + 1)
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(swap.bequeath, self._driver)
+                await in_thread(swap.bequeath, self._driver)
             entry.sessions.discard(session)
         self._events.append("warning", str(session), f"{session} can't be published now: the next mount will do it")
         return True
@@ -324,11 +325,11 @@ class Caches:
             if session not in entry.sessions or self.is_decided(session):
                 raise Missing(f"{session} is not open, or is going to be published")
             with trio.CancelScope(shield=True):
-                info = await trio.to_thread.run_sync(self._driver.info, session.dataset)
+                info = await in_thread(self._driver.info, session.dataset)
                 if info is not None and info.snapshots:
                     # A crash before this: a left-over that waits for somebody's snapshots. After it: rubbish.
                     grave = junk(self._numbers.take(), session.cache.escaped())
-                    await trio.to_thread.run_sync(self._driver.rename, session.dataset, grave)
+                    await in_thread(self._driver.rename, session.dataset, grave)
                     session.dataset = grave
                 entry.sessions.discard(session)
                 self._reaper.add(session.dataset, with_foreign=True)
@@ -348,17 +349,15 @@ class Caches:
                 raise Busy(f"the cache {name} is in use: {labels}")
             with trio.CancelScope(shield=True):
                 await self._settle_if_possible(entry)
-                info = await trio.to_thread.run_sync(self._driver.info, cache(name))
+                info = await in_thread(self._driver.info, cache(name))
                 if info is not None:
                     # One verb: before it the cache is there, after it there is rubbish, and clones of rubbish.
-                    grave = await trio.to_thread.run_sync(
-                        bury, self._driver, cache(name), self._numbers.take(), name.escaped()
-                    )
+                    grave = await in_thread(bury, self._driver, cache(name), self._numbers.take(), name.escaped())
                     self._reaper.add(grave, with_foreign=True)
                 del self._entries[name]
                 if name in self._broken:
                     self._broken.discard(name)
-                    listing = await trio.to_thread.run_sync(self._driver.list)
+                    listing = await in_thread(self._driver.list)
                     self._give_up_rest(name, listing, (), with_foreign=True)
                 self._reaper.forgive(name)
         others = foreign(info) if info is not None else []

@@ -17,6 +17,7 @@ from zfsfs.errors import Busy, Missing, NoSpace, StoreError
 from zfsfs.names import Dataset, cache_of
 from zfsfs.store.events import EventLog
 from zfsfs.store.layout import foreign, is_junk, junk
+from zfsfs.threads import in_thread
 
 FIRST_DELAY = 0.2
 LONGEST_DELAY = 300.0
@@ -140,12 +141,12 @@ class Reaper:
 
     async def _try(self, entry: Waiting) -> bool:
         try:
-            reason = await trio.to_thread.run_sync(
-                lambda: _destroy(self._driver, entry.dataset, with_foreign=entry.with_foreign)
-            )
-        except Busy as error:
-            who = await self._explain(entry.dataset)
-            reason = f"{error}: {who}" if who else str(error)
+            reason = await in_thread(lambda: _destroy(self._driver, entry.dataset, with_foreign=entry.with_foreign))
+        except StoreError as error:
+            reason = str(error)
+            if isinstance(error, Busy):
+                who = await self._explain(entry.dataset)
+                reason = f"{error}: {who}" if who else reason
         subject = str(entry.dataset)
         if not reason:
             self.destroyed(entry.dataset)
@@ -176,7 +177,7 @@ class Reaper:
         steps = [Destroy(each.dataset) for each in fresh]
         try:
             # A crash in this batch leaves some of the rubbish.
-            await trio.to_thread.run_sync(self._driver.batch, steps)
+            await in_thread(self._driver.batch, steps)
         except StoreError:
             return False
         for each in fresh:

@@ -18,6 +18,7 @@ from zfsfs.store.events import EventLog
 from zfsfs.store.layout import Numbers, free_number
 from zfsfs.store.reaper import Explain, Reaper, nobody
 from zfsfs.store.recovery import RecoveryReport, carry_out
+from zfsfs.threads import in_thread, lasting
 
 
 class Store:
@@ -38,7 +39,7 @@ class Store:
         Raises Locked (before anything was touched), Unavailable, and what listing raises.
         """
         with trio.CancelScope(shield=True):
-            report = await trio.to_thread.run_sync(self._start)
+            report = await in_thread(self._start)
         self._numbers.next = free_number(report.listing)
         self.builds.load(report.listing)
         self.caches.load(report.listing, report.broken)
@@ -58,8 +59,8 @@ class Store:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Tidy after releases and destroy what is queued, until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.caches.run)
-            nursery.start_soon(self.reaper.run)
+            nursery.start_soon(lasting, self.caches.run)
+            nursery.start_soon(lasting, self.reaper.run)
             task_status.started()
 
     async def complete_deletes(self) -> None:
@@ -67,11 +68,11 @@ class Store:
         await self.caches.settle()
         await self.reaper.try_all()
         delay = 0.01
-        while await trio.to_thread.run_sync(self.driver.freeing):
+        while await in_thread(self.driver.freeing):
             await trio.sleep(delay)
             delay = min(delay * 2, 1.0)
 
     async def close(self) -> None:
         """Let go of the pool; whatever is open or queued is for the next start."""
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(self.driver.close)
+            await in_thread(self.driver.close)

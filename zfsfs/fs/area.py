@@ -49,6 +49,7 @@ class Area:
         self.table = table
         self.place = place
         self.view: View | None = None
+        self.shown = 0  # set by the table, see there
         self.read_only = False
         self.changed = False  # something was written since the view was attached
         self.by_st_ino: dict[int, Node] = {}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import operator
 import os
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -85,6 +86,7 @@ class WireOperations(Operations):
     entry = staticmethod(wire.entry)  # type: ignore[assignment]
     absent = staticmethod(wire.absent)  # type: ignore[assignment]
     dot = staticmethod(wire.dot)  # type: ignore[assignment]
+    number = staticmethod(operator.attrgetter("shown"))
     opened = Opened  # type: ignore[assignment]
     add_entry = staticmethod(wire.add)  # type: ignore[assignment]
 

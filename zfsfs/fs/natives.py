@@ -114,7 +114,7 @@ class Natives:
         device, ino = identity
         if device != self._tree.device:
             raise Refused("that directory is not in this tree")
-        node = self._tree.table.by_ino.get(ino)
+        node = self._tree.table.showing(ino)
         if node is None:
             raise Refused("only builds, results and caches can be native")
         if node.parent is not None:

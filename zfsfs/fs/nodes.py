@@ -10,6 +10,11 @@ Guarantees
 Assumes: contents change through us only, or the area is switched (`Area.attach`) afterwards; the kernel never
 forgets more than it looked up.
 
+Two numbers: `Node.ino` is what the kernel calls a file, once and never again; `Node.shown` is what stat(2) says. That
+one has the dataset's own number in its lower bits and the area's above, so that it is the same whenever the kernel
+asks again (git reads every file whose number has changed, of which it compares 32 bits), and no two files of the tree
+have one. The roots of areas show what the kernel calls them.
+
 A node knows its parent and its name, not a path and not a descriptor: so a directory's rename moves all beneath
 it, and the same node can be found in a clone by walking the same names.
 """
@@ -22,11 +27,14 @@ import stat
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 if TYPE_CHECKING:
     from zfsfs.fs.area import Area
 
 _O_PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+#: Where an area's number stands in what is shown, and how many areas there are before one has another's again.
+_AREA_AT, _MOST_AREAS = 40, 1 << 23
 
 
 class Node:
@@ -47,6 +55,11 @@ class Node:
         self.opens = 0
         self.fd = -1
         self.aliases: set[tuple[Node, bytes]] | None = None  # its other names, for hard links
+
+    @property
+    def shown(self) -> int:
+        """See the module."""
+        return self.ino if self.parent is None else self.area.shown ^ self.st_ino
 
 
 def stale() -> OSError:
@@ -152,10 +165,15 @@ class NodeTable:
         self._next = first
         self.by_ino: dict[int, Node] = {}
         self.descriptors = Descriptors()
+        self._areas: WeakValueDictionary[int, Area] = WeakValueDictionary()
+        self._area = 0
         self._most = 0  # how many nodes there have been since the tables were last made smaller
 
     def root(self, area: Area) -> Node:
-        """A new node for the root of an area."""
+        """A new node for the root of an area, which also gets its number."""
+        self._area = self._area % _MOST_AREAS + 1
+        self._areas[self._area] = area
+        area.shown = self._area << _AREA_AT
         node = self._new(area, None, b"", 0, stat.S_IFDIR)
         self.by_ino[node.ino] = node
         return node
@@ -219,6 +237,13 @@ class NodeTable:
         node.parent, node.name = parent, name
         if old is not None:
             self._released(old)
+
+    def showing(self, number: int) -> Node | None:
+        """The node that is shown under a number; its area's root when only the area is known any more."""
+        if number < 1 << _AREA_AT:
+            return self.by_ino.get(number)
+        area = self._areas.get(number >> _AREA_AT)
+        return None if area is None else area.by_st_ino.get(number ^ area.shown, area.root)
 
     def known(self, parent: Node, st_ino: int) -> Node | None:
         """The node of an entry of `parent`, if the kernel knows it."""

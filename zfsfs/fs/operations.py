@@ -65,7 +65,7 @@ class Operations(OwnOperations):
         except FileNotFoundError:
             return self.absent(parent.area.absent(parent, name))
         node.lookups += 1
-        return self.entry(node.ino, st, node.area.timeout)
+        return self.entry(node, st)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for ino, count in inode_list:
@@ -87,7 +87,7 @@ class Operations(OwnOperations):
         return self._attributes(await self.node(inode))
 
     def _attributes(self, node: Node) -> Attributes:
-        return self.entry(node.ino, self._files.stat(node), node.area.timeout)
+        return self.entry(node, self._files.stat(node))
 
     @answered
     async def setattr(
@@ -121,7 +121,7 @@ class Operations(OwnOperations):
     def _entry(self, parent: Node, name: bytes) -> Attributes:
         node, st = self._files.lookup(parent, name)
         node.lookups += 1
-        return self.entry(node.ino, st, node.area.timeout)
+        return self.entry(node, st)
 
     @answered
     async def mknod(
@@ -265,7 +265,7 @@ class Operations(OwnOperations):
         handle = self._files.create(parent, name, mode, flags, _caller(ctx))
         handle.node.lookups += 1
         info = self.opened(fh=handle.fd, keep_cache=True)
-        return info, self.entry(handle.node.ino, os.fstat(handle.fd), handle.node.area.timeout)
+        return info, self.entry(handle.node, os.fstat(handle.fd))
 
     @answered
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -323,18 +323,17 @@ class Operations(OwnOperations):
                 found, st = self._files.lookup(node, name)
             except FileNotFoundError:
                 continue  # removed since the directory was read
-            if not self.add_entry(token, name, self.entry(found.ino, st, found.area.timeout), following):
+            if not self.add_entry(token, name, self.entry(found, st), following):
                 if not found.lookups:
                     self._tree.table.forget(found.ino, 0)
                 return
             found.lookups += 1
 
-    @staticmethod
-    def _dot_of(node: Node, name: bytes) -> int:
+    def _dot_of(self, node: Node, name: bytes) -> int:
         """The inode of '.' or '..'. The kernel doesn't count it as looked up."""
         if name == b".":
-            return node.ino
-        return node.parent.ino if node.parent is not None else _GROUP_OF[node.area.place.kind]
+            return int(self.number(node))
+        return int(self.number(node.parent)) if node.parent is not None else _GROUP_OF[node.area.place.kind]
 
     @answered
     async def releasedir(self, fh: int) -> None:

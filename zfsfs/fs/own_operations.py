@@ -6,6 +6,7 @@ Guarantees: a lookup is counted once for every entry that the kernel took.
 from __future__ import annotations
 
 import errno
+import operator
 import os
 import select
 import time
@@ -39,6 +40,7 @@ class OwnOperations(pyfuse3.Operations):
     entry = staticmethod(attributes)
     absent = staticmethod(absent)
     dot = staticmethod(dot)
+    number = staticmethod(operator.attrgetter("ino"))  # that stat(2) shows: with pyfuse3 there is but one
     opened = pyfuse3.FileInfo
     add_entry = staticmethod(pyfuse3.readdir_reply)
 
@@ -76,7 +78,7 @@ class OwnOperations(pyfuse3.Operations):
     async def _root_of(self, area: Area) -> Attributes:
         if area.view is None:
             await self._tree.ready(area)
-        return self.entry(area.root.ino, os.fstat(area.fd), area.timeout)
+        return self.entry(area.root, os.fstat(area.fd))
 
     async def _lookup_own(self, parent: int, name: bytes) -> Attributes:
         if parent not in GROUPS or (parent, name) == (control.BUILDS, FAILED_BUILDS):

@@ -15,6 +15,7 @@ import pyfuse3
 from zfsfs.errors import StoreError, ZfsfsError
 from zfsfs.fs.area import FOREVER
 from zfsfs.fs.control import Facts
+from zfsfs.fs.nodes import Node
 
 log = logging.getLogger(__name__)
 
@@ -22,12 +23,11 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def attributes(ino: int, st: os.stat_result, timeout: float = FOREVER) -> pyfuse3.EntryAttributes:
-    """A file's attributes under our own inode number; the kernel may keep them for `timeout` seconds."""
+def attributes(node: Node, st: os.stat_result) -> pyfuse3.EntryAttributes:
+    """A file's attributes under our own inode number; the kernel may keep them as long as its area says."""
     entry = pyfuse3.EntryAttributes()
-    entry.st_ino = ino
-    entry.entry_timeout = timeout
-    entry.attr_timeout = timeout
+    entry.st_ino = node.ino
+    entry.entry_timeout = entry.attr_timeout = node.area.timeout
     entry.st_mode = st.st_mode
     entry.st_nlink = st.st_nlink
     entry.st_uid = st.st_uid

@@ -348,7 +348,7 @@ class Tree:
         if not holder.ino:
             path = area.place.path()
             return holder.path == path or holder.path.startswith(path + b"/")
-        node = self.table.by_ino.get(holder.ino)
+        node = self.table.showing(holder.ino)
         return node is not None and node.area is area
 
     def areas(self) -> list[Area]:

@@ -72,7 +72,7 @@ async def of_path(tree: Tree, path: bytes, area: Area | None, uid: int) -> list[
     wanted = _natives(tree, tree.areas() if area is None else [area])
     found = []
     for each in await _in_time(lambda: holders(wanted, thorough=True)):
-        node = tree.table.by_ino.get(each.ino)
+        node = tree.table.showing(each.ino)
         held = each.path if node is None else path_of(node)
         # One that holds the whole area natively holds every path in it.
         if held and (not path or held == path or held.startswith(path + b"/") or (each.at and not each.ino)):
@@ -153,7 +153,7 @@ async def explain(tree: Tree, dataset: Dataset) -> str:
     areas = tree.showing(dataset)
     told = []
     for each in await _in_time(lambda: holders(wanted, thorough=True)):
-        node = tree.table.by_ino.get(each.ino)
+        node = tree.table.showing(each.ino)
         if (node.area in areas) if node is not None else (each.at and not each.ino and not each.path):
             told.append(_told(each, b"", -1))
     told += await of_dataset(driver, dataset)

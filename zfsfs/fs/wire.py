@@ -10,6 +10,8 @@ import os
 import time
 from struct import Struct
 
+from zfsfs.fs.nodes import Node
+
 # Requests.
 LOOKUP, FORGET, GETATTR, SETATTR, READLINK, SYMLINK = 1, 2, 3, 4, 5, 6
 MKNOD, MKDIR, UNLINK, RMDIR, RENAME, LINK, OPEN, READ, WRITE = 8, 9, 10, 11, 12, 13, 14, 15, 16
@@ -51,7 +53,6 @@ PARALLEL_DIROPS, POSIX_ACL, MAX_PAGES, CACHE_SYMLINKS = 1 << 18, 1 << 20, 1 << 2
 AUTO_INVAL_DATA, HANDLE_KILLPRIV_V2, INIT_EXT, PASSTHROUGH = 1 << 12, 1 << 28, 1 << 30, 1 << 37
 
 DIRECT_IO, KEEP_CACHE, CACHE_DIR, BACKED = 1, 2, 8, 128  # of OPENED
-_FOREVER = 365 * 86400
 
 NOTIFY_POLL = 1
 
@@ -73,18 +74,18 @@ def absent(timeout: float) -> bytes:
     return _ENTRY.pack(0, 0, int(timeout), 0, 0, 0, *_NO_ATTRIBUTES)
 
 
-def entry(ino: int, st: os.stat_result, timeout: float = _FOREVER) -> bytes:
-    """A file under our own inode number; the kernel may keep name and attributes for `timeout` seconds."""
-    seconds = int(timeout)
+def entry(node: Node, st: os.stat_result) -> bytes:
+    """A file; the kernel may keep name and attributes as long as its area says."""
+    seconds = int(node.area.timeout)
     atime, mtime, ctime = st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns
     return _ENTRY.pack(
-        ino,
+        node.ino,
         0,
         seconds,
         seconds,
         0,
         0,
-        ino,
+        node.ino if node.parent is None else node.area.shown ^ st.st_ino,
         st.st_size,
         st.st_blocks,
         atime // 1_000_000_000,

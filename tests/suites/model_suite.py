@@ -141,7 +141,7 @@ class World:
             node, _ = self.files.lookup(area.root, name.encode())
             handle = self.files.open(node, flags, ME)
         except FileNotFoundError:
-            handle = self.files.create(area.root, name.encode(), 0o644, flags | os.O_CREAT, ME)
+            handle, _ = self.files.create(area.root, name.encode(), 0o644, flags | os.O_CREAT, ME)
         try:
             await self.files.write(handle, 0, text.encode())
         finally:

@@ -114,7 +114,7 @@ async def test_a_short_write_is_completed(files, top, monkeypatch):
 
     write = os.pwrite
     monkeypatch.setattr(os, "pwrite", short)
-    handle = files.create(top, b"file", 0o644, os.O_RDWR, ROOT)
+    handle, _ = files.create(top, b"file", 0o644, os.O_RDWR, ROOT)
     assert await files.write(handle, 10, b"abcdefgh") == 8
     assert pieces == [(8, 10), (5, 13), (2, 16)]
     assert await files.read(handle, 10, 20) == b"abcdefgh"
@@ -122,7 +122,7 @@ async def test_a_short_write_is_completed(files, top, monkeypatch):
 
 async def test_a_file_keeps_the_time_that_the_kernel_knows_unless_it_sends_another(files, top, tmp_path):
     for sent in (None, 9_000_000_009):
-        handle = files.create(top, b"file", 0o644, os.O_RDWR, ROOT)
+        handle, _ = files.create(top, b"file", 0o644, os.O_RDWR, ROOT)
         os.utime(handle.fd, ns=(1, 7_000_000_007))
         await files.write(handle, 0, b"data")
         if sent is not None:

@@ -49,7 +49,7 @@ class Area:
         self.table = table
         self.place = place
         self.view: View | None = None
-        self.shown = 0  # set by the table, see there
+        self.shown = 0  # above the dataset's own inode numbers; set by the table, see there
         self.read_only = False
         self.changed = False  # something was written since the view was attached
         self.by_st_ino: dict[int, Node] = {}
@@ -65,7 +65,7 @@ class Area:
         self.timeout = FOREVER
         self._told: dict[Node, tuple[int, int, int]] = {}  # files that the kernel was told of while frozen
         self._absent: set[tuple[int, bytes]] = set()
-        self._stirred = trio.Event()
+        self._stirred: trio.Event | None = None  # there is one while somebody waits
         self.root = table.root(self)
 
     @property
@@ -95,12 +95,15 @@ class Area:
         return self.opens - self.guests if self.changed else self.opens
 
     def _stir(self) -> None:
-        self._stirred.set()
-        self._stirred = trio.Event()
+        if self._stirred is not None:
+            self._stirred.set()
+            self._stirred = None
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until handles come or go such that `condition` holds."""
         while not condition():
+            if self._stirred is None:
+                self._stirred = trio.Event()
             await self._stirred.wait()
 
     def stir(self) -> None:
@@ -127,7 +130,9 @@ class Area:
         names = list(self._absent)
         self._absent.clear()
         folders = [self.root.ino]
+        self.root.plain = False
         for node in self.by_st_ino.values():
+            node.plain = False
             if node.kind == stat.S_IFDIR:
                 folders.append(node.ino)
             if node.parent is not None and node.name is not None:
@@ -203,7 +208,9 @@ class Area:
         names: dict[int, list[bytes]] = {self.root.ino: []}
         self.by_st_ino.clear()
         self._absent.clear()
+        self.root.plain = False
         for node in nodes:
+            node.plain = False
             names.setdefault(node.ino, [])
             if node.parent is not None and node.name is not None:
                 names.setdefault(node.parent.ino, []).append(node.name)

@@ -1,9 +1,9 @@
 """The fast lane: requests on what lies in areas, answered at once and in the kernel's own format.
 
-`Operations` decides what a request means; here its handlers are called without the event loop, and what they return
-is already laid out as the kernel wants it. A handler returns None when something has to be waited for (an area that
-shows nothing yet, a session that has to be opened first): the line calls it again after `prepare`. What is not in
-`HANDLERS`, and what is on the tree's own files and directories, is left to pyfuse3.
+`Operations` decides what a request means; here its handlers, or what the commonest of them call, are called without
+the event loop, and what they return is already laid out as the kernel wants it. A handler returns None when something
+has to be waited for (an area that shows nothing yet, a session that has to be opened first): the line calls it again
+after `prepare`. What is not in `HANDLERS`, and what is on the tree's own files and directories, is left to pyfuse3.
 
 Guarantees: a handler that returned None has done nothing. Reads and writes are carried out by the workers, which
 answer by themselves; where one fails the event loop answers, having told people.
@@ -23,8 +23,9 @@ import trio
 
 from zfsfs.fs import wire
 from zfsfs.fs.backing import Backings
+from zfsfs.fs.caller import Caller
 from zfsfs.fs.control import FIRST_INODE
-from zfsfs.fs.handles import FileHandle
+from zfsfs.fs.handles import DirectoryHandle, FileHandle
 from zfsfs.fs.nodes import Node
 from zfsfs.fs.operations import Operations
 from zfsfs.fs.own_operations import FIRST_OWN_HANDLE
@@ -33,17 +34,16 @@ from zfsfs.fs.tree import Tree
 
 log = logging.getLogger(__name__)
 
-#: A worker will answer.
+#: A worker will answer, or it is answered.
 SILENT = b""
+#: What the kernel asks for before it writes into a file: writing takes capabilities away.
+_CAPABILITY = b"security.capability"
 
 
 @dataclass(slots=True)
-class Context:
+class Context(Caller):
     """Who asks, as pyfuse3 would say it."""
 
-    uid: int
-    gid: int
-    pid: int
     umask: int = 0
 
 
@@ -116,12 +116,10 @@ def _raw(handler: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Coro
     return wrapped
 
 
-_lookup, _getattr, _setattr = _raw(Operations.lookup), _raw(Operations.getattr), _raw(Operations.setattr)
-_readlink, _mknod, _mkdir = _raw(Operations.readlink), _raw(Operations.mknod), _raw(Operations.mkdir)
-_symlink, _link, _unlink = _raw(Operations.symlink), _raw(Operations.link), _raw(Operations.unlink)
-_rmdir, _rename, _open = _raw(Operations.rmdir), _raw(Operations.rename), _raw(Operations.open)
-_create, _release, _opendir = _raw(Operations.create), _raw(Operations.release), _raw(Operations.opendir)
-_readdir, _getxattr = _raw(Operations.readdir), _raw(Operations.getxattr)
+_setattr, _readlink, _mknod = _raw(Operations.setattr), _raw(Operations.readlink), _raw(Operations.mknod)
+_mkdir, _symlink, _link = _raw(Operations.mkdir), _raw(Operations.symlink), _raw(Operations.link)
+_unlink, _rmdir, _rename = _raw(Operations.unlink), _raw(Operations.rmdir), _raw(Operations.rename)
+_opendir, _getxattr = _raw(Operations.opendir), _raw(Operations.getxattr)
 
 
 def _name(body: memoryview) -> bytes:
@@ -159,10 +157,15 @@ class Lane:
                 await self._ops.changing(each, uid)
 
     def lookup(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
-        return _now(_lookup(self._ops, ino, _name(body), ctx)) if self._ready(ino) else None
+        node = self._ready(ino)
+        if node is None:
+            return None
+        entry: bytes = self._ops.found(node, _name(body))
+        return entry
 
     def getattr(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
-        return wire.attributes(_now(_getattr(self._ops, ino, ctx))) if self._ready(ino) else None
+        node = self._ready(ino)
+        return None if node is None else wire.attributes(self._ops.attributes(node))
 
     def setattr(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
         if not self._begun(ino):
@@ -270,29 +273,31 @@ class Lane:
     # Files.
 
     def open(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
-        if not self._begun(ino):
+        node = self._begun(ino)
+        if node is None:
             return None
         (flags,) = wire.U32.unpack_from(body)
-        return self._opened(_now(_open(self._ops, ino, flags, ctx)).fh)
+        return self._opened(self._files.open(node, flags, ctx))
 
-    def _opened(self, number: int) -> bytes:
-        handle = self._files.file(number)
+    @staticmethod
+    def _opened(handle: FileHandle) -> bytes:
         how = wire.BACKED if handle.backing else wire.DIRECT_IO if handle.direct else wire.KEEP_CACHE
-        return wire.OPENED.pack(number, how, handle.backing)
+        return wire.OPENED.pack(handle.fd, how, handle.backing)
 
     def create(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
-        if not self._begun(ino):
+        node = self._begun(ino)
+        if node is None:
             return None
-        flags, mode, ctx.umask, _ = wire.CREATE_IN.unpack_from(body)
-        opened, entry = _now(_create(self._ops, ino, _name(body[16:]), mode, flags, ctx))
-        reply: bytes = entry + self._opened(opened.fh)
+        flags, mode, umask, _ = wire.CREATE_IN.unpack_from(body)
+        handle, entry = self._ops.created(node, _name(body[16:]), self._files.masked(node, mode, umask), flags, ctx)
+        reply: bytes = entry + self._opened(handle)
         return reply
 
     def release(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
         (handle,) = wire.U64.unpack_from(body)
         if handle >= FIRST_OWN_HANDLE:
             return None
-        _now(_release(self._ops, handle))
+        self._files.close(handle)
         return wire.DONE
 
     def read(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
@@ -349,13 +354,19 @@ class Lane:
         number, offset, size = wire.READ_IN.unpack_from(body)
         if number >= FIRST_OWN_HANDLE:
             return None
+        handle = self._files.handles[number]
+        assert isinstance(handle, DirectoryHandle)
         listing = wire.Listing(size)
-        _now(_readdir(self._ops, number, offset, listing))
+        self._ops.listed(handle, offset, listing)
         return b"".join(listing.parts) or wire.DONE
 
     def getxattr(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
         name = _name(body[8:])
-        if name.startswith(b"user.zfsfs.") or not self._ready(ino):
+        node = self._ready(ino)
+        if name == _CAPABILITY and node is not None and self._files.is_plain(node):
+            self._answer(unique, errno.ENODATA)
+            return SILENT
+        if name.startswith(b"user.zfsfs.") or node is None:
             return None  # what is not in the file takes its time to find out
         (size,) = wire.U32.unpack_from(body)
         value = _now(_getxattr(self._ops, ino, name, ctx))

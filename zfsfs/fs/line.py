@@ -137,16 +137,20 @@ class Line:
         give_way = os.sched_yield
         started = now = clock()
         end = started + SPIN
+        crowded = False  # the last request was waiting already: so may be the next
         while now < end or now - started < TURN:
-            if not ready(0):
-                give_way()  # whoever is to ask next may be waiting for this processor
-                now = clock()
-                if now > end:
-                    return False
-                continue
+            if not crowded:
+                crowded = True
+                while not ready(0):
+                    crowded = False
+                    give_way()  # whoever is to ask next may be waiting for this processor
+                    now = clock()
+                    if now > end:
+                        return False
             try:
                 size = os.readv(device, buffers)
             except BlockingIOError:
+                crowded = False
                 continue
             except OSError as failure:
                 if failure.errno in (errno.EINTR, errno.ENOENT):

@@ -13,7 +13,8 @@ forgets more than it looked up.
 Two numbers: `Node.ino` is what the kernel calls a file, once and never again; `Node.shown` is what stat(2) says. That
 one has the dataset's own number in its lower bits and the area's above, so that it is the same whenever the kernel
 asks again (git reads every file whose number has changed, of which it compares 32 bits), and no two files of the tree
-have one. The roots of areas show what the kernel calls them.
+have one. The roots of areas show what the kernel calls them, and so does what gets other numbers beneath while it is
+shown (`Area.shown` is 0: a session that opens or closes on storage that copies).
 
 A node knows its parent and its name, not a path and not a descriptor: so a directory's rename moves all beneath
 it, and the same node can be found in a clone by walking the same names.
@@ -39,9 +40,12 @@ _AREA_AT, _MOST_AREAS = 40, 1 << 23
 
 class Node:
     """A file or directory in an area. `parent` is None for the area's root, and `name` is None for what has lost
-    its name. `refs` counts the nodes that have it as their parent."""
+    its name. `refs` counts the nodes that have it as their parent. `plain`: it is known that the directory has no
+    default ACL, or the file no capabilities."""
 
-    __slots__ = ("aliases", "area", "fd", "ino", "kind", "lookups", "name", "opens", "parent", "refs", "st_ino")
+    __slots__ = (
+        "aliases", "area", "fd", "ino", "kind", "lookups", "name", "opens", "parent", "plain", "refs", "st_ino",
+    )  # fmt: skip
 
     def __init__(self, ino: int, area: Area, parent: Node | None, name: bytes | None, st_ino: int, kind: int):
         self.ino = ino
@@ -54,12 +58,14 @@ class Node:
         self.refs = 0
         self.opens = 0
         self.fd = -1
+        self.plain = False
         self.aliases: set[tuple[Node, bytes]] | None = None  # its other names, for hard links
 
     @property
     def shown(self) -> int:
         """See the module."""
-        return self.ino if self.parent is None else self.area.shown ^ self.st_ino
+        above = self.area.shown
+        return self.ino if self.parent is None or not above else above ^ self.st_ino
 
 
 def stale() -> OSError:
@@ -70,7 +76,7 @@ def stale() -> OSError:
 class Descriptors:
     """A bounded set of O_PATH descriptors, the least recently used closed first."""
 
-    def __init__(self, limit: int = 256) -> None:
+    def __init__(self, limit: int = 512) -> None:
         self.limit = limit
         self._used: OrderedDict[Node, None] = OrderedDict()
 

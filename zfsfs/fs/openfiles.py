@@ -59,11 +59,13 @@ class OpenFiles:
             may_change(node.area)
             if flags & os.O_TRUNC:
                 node.area.changed = True
-        path = magic(self.descriptors.of(node))
-        try:
-            fd = os.open(path, open_flags(flags))
-        except PermissionError:
-            fd = os.open(path, open_flags(flags, readable=False))
+        fd = self._open_by_name(node, flags)
+        if fd < 0:
+            path = magic(self.descriptors.of(node))
+            try:
+                fd = os.open(path, open_flags(flags))
+            except PermissionError:
+                fd = os.open(path, open_flags(flags, readable=False))
         if flags & os.O_TRUNC and caller.uid:
             clear_set_id(fd)
         guest = not writing and _is_guest(node.area, caller)
@@ -71,6 +73,19 @@ class OpenFiles:
         if handle.direct:
             self.table.pin(node)  # its name may go any time
         return self.opened(handle)
+
+    def _open_by_name(self, node: Node, flags: int) -> int:
+        """The short way, for what is still found there; -1 for the long one."""
+        if node.name is None or node.parent is None or node.kind != stat.S_IFREG or flags & os.O_TRUNC:
+            return -1
+        try:
+            fd = os.open(node.name, open_flags(flags) | os.O_NOFOLLOW, dir_fd=self.descriptors.of(node.parent))
+        except OSError:
+            return -1
+        if os.fstat(fd).st_ino != node.st_ino:
+            os.close(fd)
+            return -1
+        return fd
 
     def opened(self, handle: FileHandle) -> FileHandle:
         """A file was opened."""

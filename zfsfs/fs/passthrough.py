@@ -13,6 +13,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 
 from zfsfs import syscalls
 from zfsfs.fs.caller import Caller, error, magic
@@ -23,6 +24,7 @@ from zfsfs.fs.users import FILE
 
 _ROOT = os.geteuid() == 0
 _DEFAULT_ACL = "system.posix_acl_default"
+_CAPABILITY = b"security.capability"
 
 
 class Passthrough(OpenFiles):
@@ -37,6 +39,12 @@ class Passthrough(OpenFiles):
 
     def stat(self, node: Node) -> os.stat_result:
         """A node's attributes."""
+        if node.fd < 0 and node.parent is not None and node.name is not None:
+            # By name, which needs no descriptor, if it is still that file's.
+            with suppress(OSError):
+                st = os.stat(node.name, dir_fd=self.descriptors.of(node.parent), follow_symlinks=False)
+                if st.st_ino == node.st_ino:
+                    return st
         return os.fstat(self.descriptors.of(node))
 
     def readlink(self, node: Node) -> bytes:
@@ -62,11 +70,12 @@ class Passthrough(OpenFiles):
 
     def masked(self, parent: Node, mode: int, umask: int) -> int:
         """The mode that something new is made with: a umask counts only where no default ACL does (umask(2))."""
-        if not mode & umask:
-            return mode
+        if parent.plain or not mode & umask:
+            return mode & ~umask
         try:
             os.getxattr(magic(self.descriptors.of(parent)), _DEFAULT_ACL)
         except OSError:
+            parent.plain = not parent.area.frozen
             return mode & ~umask
         return mode
 
@@ -90,8 +99,10 @@ class Passthrough(OpenFiles):
         source = magic(self.descriptors.of(node))
         os.link(source, name, dst_dir_fd=self.descriptors.of(parent), follow_symlinks=True)
 
-    def create(self, parent: Node, name: bytes, mode: int, flags: int, caller: Caller) -> FileHandle:
-        """open(2) with O_CREAT of what the kernel has found to be absent.
+    def create(
+        self, parent: Node, name: bytes, mode: int, flags: int, caller: Caller
+    ) -> tuple[FileHandle, os.stat_result]:
+        """open(2) with O_CREAT of what the kernel has found to be absent; with its attributes.
 
         Raises ESTALE when it is there after all: the kernel then looks again and checks who may open it.
         """
@@ -99,7 +110,9 @@ class Passthrough(OpenFiles):
         with self.users.taking(FILE, caller.uid):
             return self._create(parent, name, stat.S_IMODE(mode), flags, caller)
 
-    def _create(self, parent: Node, name: bytes, mode: int, flags: int, caller: Caller) -> FileHandle:
+    def _create(
+        self, parent: Node, name: bytes, mode: int, flags: int, caller: Caller
+    ) -> tuple[FileHandle, os.stat_result]:
         folder = self.descriptors.of(parent)
         try:
             fd = os.open(name, open_flags(flags) | os.O_CREAT | os.O_EXCL, mode, dir_fd=folder)
@@ -113,12 +126,14 @@ class Passthrough(OpenFiles):
                 os.fchown(fd, caller.uid, gid)
                 if mode & SET_ID:
                     os.fchmod(fd, mode)  # chown has cleared them
-            node = self.table.remember(parent, name, os.fstat(fd))
+            st = os.fstat(fd)
+            node = self.table.remember(parent, name, st)
+            node.plain = True
         except BaseException:
             os.close(fd)
             os.unlink(name, dir_fd=folder)
             raise
-        return self.opened(FileHandle(fd, node, is_writing(flags), uid=caller.uid))
+        return self.opened(FileHandle(fd, node, is_writing(flags), uid=caller.uid)), st
 
     # Removing and moving.
 
@@ -163,8 +178,11 @@ class Passthrough(OpenFiles):
         if flags & ~(syscalls.RENAME_NOREPLACE | syscalls.RENAME_EXCHANGE | syscalls.RENAME_WHITEOUT):
             raise error(errno.EINVAL)
         self.changing(old_parent.area)
-        new_fd = os.dup(self.descriptors.of(new_parent))
         other = None
+        new_fd = self.descriptors.of(new_parent)
+        same = new_parent is old_parent
+        if not same:
+            new_fd = os.dup(new_fd)  # finding one directory may close the descriptor of another
         try:
             old_fd = self.descriptors.of(old_parent)
             moved = self._known(old_parent, old, old_fd)
@@ -173,6 +191,8 @@ class Passthrough(OpenFiles):
             else:
                 other = self._losing(new_parent, new, new_fd)
                 old_fd = self.descriptors.of(old_parent)
+            if same:
+                new_fd = old_fd
             if flags:
                 syscalls.renameat2(old_fd, old, new_fd, new, flags)
             else:
@@ -184,7 +204,8 @@ class Passthrough(OpenFiles):
                 self.table.unpin(other)
             raise
         finally:
-            os.close(new_fd)
+            if not same:
+                os.close(new_fd)
         if moved is other and moved is not None:
             return  # two names of one file: rename(2) does nothing
         if other is not None:
@@ -249,7 +270,7 @@ class Passthrough(OpenFiles):
         """utimensat(2) of a file, or of a link itself, in ns."""
         self.changing(node.area)
         self._written.pop(node, None)
-        if node.kind == stat.S_IFLNK and node.parent is not None and node.name is not None:
+        if node.parent is not None and node.name is not None:
             parent = self.descriptors.of(node.parent)
             os.utime(node.name, ns=(atime, mtime), dir_fd=parent, follow_symlinks=False)
         else:
@@ -261,6 +282,21 @@ class Passthrough(OpenFiles):
         """getxattr(2)."""
         return os.getxattr(magic(self.descriptors.of(node)), name)
 
+    def is_plain(self, node: Node) -> bool:
+        """Whether a file is known to have no capabilities, or now turns out to have none."""
+        if node.kind != stat.S_IFREG:
+            return False
+        if node.plain:
+            return True
+        try:
+            self.getxattr(node, _CAPABILITY)
+        except OSError as failure:
+            if failure.errno != errno.ENODATA:
+                return False
+            node.plain = not node.area.frozen
+            return True
+        return False
+
     def listxattr(self, node: Node, caller: Caller) -> list[bytes]:
         """listxattr(2), which shows trusted attributes to root only."""
         names = map(os.fsencode, os.listxattr(magic(self.descriptors.of(node))))
@@ -269,6 +305,7 @@ class Passthrough(OpenFiles):
     def setxattr(self, node: Node, name: bytes, value: bytes, caller: Caller) -> None:
         """setxattr(2). An access list set by who is not in a file's group clears its set-group-ID bit."""
         self.changing(node.area)
+        node.plain = False
         path = magic(self.descriptors.of(node))
         os.setxattr(path, name, value)
         if name == b"system.posix_acl_access" and caller.uid:

@@ -73,6 +73,8 @@ class Sessions:
         area = shared.areas.get(bytes(name))
         if area is None:
             area = shared.areas[bytes(name)] = Area(self._table, CachePlace(name, shared))
+            if not self._driver.stable_inodes:
+                area.shown = 0
             area.on_forgotten = self._forgotten
             area.is_guest = lambda caller, area=area: self._is_guest(area, caller)
         return area

@@ -76,7 +76,7 @@ def absent(timeout: float) -> bytes:
 
 def entry(node: Node, st: os.stat_result) -> bytes:
     """A file; the kernel may keep name and attributes as long as its area says."""
-    seconds = int(node.area.timeout)
+    seconds, above = int(node.area.timeout), node.area.shown
     atime, mtime, ctime = st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns
     return _ENTRY.pack(
         node.ino,
@@ -85,7 +85,7 @@ def entry(node: Node, st: os.stat_result) -> bytes:
         seconds,
         0,
         0,
-        node.ino if node.parent is None else node.area.shown ^ st.st_ino,
+        node.ino if not above or node.parent is None else above ^ st.st_ino,
         st.st_size,
         st.st_blocks,
         atime // 1_000_000_000,

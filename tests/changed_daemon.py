@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-CALLS = ("fsync", "pread", "snapshot")
+CALLS = ("fsync", "pread", "snapshot", "holders")
 
 
 def stopping(call: Callable[..., Any], gate: Path) -> Callable[..., Any]:
@@ -43,6 +43,8 @@ def change(how: str, gate: Path) -> None:
         now = zfsfs.fs.status.status
         known = ("store", "pid", "builds", "results", "caches", "sessions")
         zfsfs.fs.status.status = lambda tree: {key: value for key, value in now(tree).items() if key in known}
+    elif how == "holders":
+        zfsfs.fs.tree.holders = stopping(zfsfs.fs.tree.holders, gate)
     elif how == "snapshot":
         for driver in (DirectoryDriver, ZfsDriver):
             driver.snapshot = stopping(driver.snapshot, gate)

@@ -123,7 +123,7 @@ async def _serve(settings: Settings, ready: Callable[[int], None]) -> None:
     try:
         await store.start()
         await tree.start()
-        end_watch = watching(driver, store.events)
+        end_watch = watching(driver, store.events, tree.storage_seen)
         try:
             with door.opened() as knock:
                 await _mounted(settings, mountpoint, tree, workers, kernel, ready, knock)
@@ -167,7 +167,7 @@ async def _mounted(
     if line is not None:
         line.lane = Lane(tree, files, WireOperations(tree, files, own), line.answer)
     kernel.attach()
-    files.outdated, files.full = kernel.outdated, tree.troubles.met
+    files.outdated, files.full, files.stopped = kernel.outdated, tree.troubles.met, lambda: tree.stopped
     try:
         async with trio.open_nursery() as nursery:
             tree.sessions.nursery = builders.nursery = nursery

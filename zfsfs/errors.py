@@ -10,6 +10,7 @@ Every exception carries the errno that a path operation answers with and the exi
     │   ├── Missing        ENOENT                  exit 1
     │   ├── Busy           EBUSY                   exit 4
     │   ├── NoSpace        ENOSPC / EDQUOT         exit 1
+    │   ├── Stopped            EIO                     exit 3   the storage waits for a person to mend it
     │   ├── ReadOnly       EROFS                   exit 1
     │   └── DriverError    any other               exit 1   the number is kept
     ├── Refused            EPERM / EACCES          exit 1   who asks may not
@@ -86,6 +87,12 @@ class ReadOnly(StoreError):
     """The pool, or what is named, can't be written."""
 
     errno = _errno.EROFS
+
+
+class Stopped(StoreError):
+    """The storage does nothing until a person has mended it; the message says what to do."""
+
+    exit_code = 3
 
 
 class DriverError(StoreError):

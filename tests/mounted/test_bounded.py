@@ -12,12 +12,13 @@ from pathlib import Path
 
 import changed_daemon
 import pytest
-from mounted_tree import Mounted
+from mounted_tree import Mounted, until
 
 
-def mount(tree: Mounted, how: str, gate: Path) -> None:
+def mount(tree: Mounted, how: str, gate: Path, *more: str) -> None:
     """Mount with a changed daemon."""
     command = [sys.executable, changed_daemon.__file__, how, gate, "mount", tree.store, tree.path, "--log", tree.log]
+    command += more
     subprocess.run(command, check=True, timeout=60)
 
 
@@ -76,6 +77,25 @@ def test_a_call_that_waits_delays_no_other_request(unmounted, tmp_path, call, ac
         assert thread.is_alive()
     subprocess.run(["rm", "-r", other], check=True)
     subprocess.run(["rm", "-rf", tree / "builds/slow"], check=True)
+
+
+def test_who_comes_while_others_are_looked_for_keeps_the_session(unmounted, tmp_path):
+    for name in ("entered", "go"):
+        os.mkfifo(tmp_path / name)
+    tree, armed = unmounted, tmp_path / "armed"
+    mount(tree, "holders", tmp_path, "--linger", "0.1")
+    os.mkdir(tree / "caches/c")
+    armed.touch()
+    os.mkdir(tree / "caches/c/first")
+    assert (tmp_path / "entered").read_text() == "here"
+    os.mkdir(tree / "caches/c/second")
+    armed.touch()
+    (tmp_path / "go").write_text("")
+    until(lambda: not armed.exists() or tree.events("released"))
+    assert tree.events("released") == []
+    assert (tmp_path / "entered").read_text() == "here"
+    (tmp_path / "go").write_text("")
+    assert tree.outcome("c") == "published"
 
 
 @pytest.mark.parametrize("how", ["alone", "gathered"])

@@ -52,6 +52,7 @@ class Area:
         self.shown = 0  # above the dataset's own inode numbers; set by the table, see there
         self.read_only = False
         self.changed = False  # something was written since the view was attached
+        self.touched = False  # opened, by others than guests, or changed since who looks for holders began to look
         self.by_st_ino: dict[int, Node] = {}
         self.pinned: set[Node] = set()
         self.opens = 0
@@ -80,6 +81,7 @@ class Area:
         self.opens += 1
         self.writers += writing
         self.guests += guest
+        self.touched |= not guest
         self._stir()
 
     def closed(self, writing: bool, guest: bool = False) -> None:

@@ -140,12 +140,12 @@ class Lane:
     def _ready(self, ino: int) -> Node | None:
         """The node, if it can be looked at without waiting."""
         node = self._by_ino.get(ino) if ino >= FIRST_INODE else None
-        return node if node is not None and node.area.view is not None else None
+        return node if node is not None and node.area.view is not None and not self._tree.stopped else None
 
     def _begun(self, ino: int) -> Node | None:
         """The node, if it can be changed or opened without waiting."""
         node = self._by_ino.get(ino) if ino >= FIRST_INODE else None
-        return node if node is not None and self._tree.begun(node.area) else None
+        return node if node is not None and self._tree.begun(node.area) and not self._tree.stopped else None
 
     async def prepare(self, opcode: int, ino: int, uid: int, body: memoryview) -> None:
         """Wait until a request that was left can be answered. Raises OSError, ZfsfsError."""
@@ -305,6 +305,7 @@ class Lane:
         handle = self._files.handles.get(number)
         if not isinstance(handle, FileHandle):
             return None
+        self._tree.running()
         fd = handle.fd
         self._files.workers.put(lambda: self._carry_out(unique, lambda: os.pread(fd, size, offset)))
         return SILENT
@@ -314,6 +315,7 @@ class Lane:
         handle = self._files.handles.get(number)
         if not isinstance(handle, FileHandle):
             return None
+        self._tree.running()
         write = self._files.to_write(handle, offset, bytes(body[wire.READ_SIZE : wire.READ_SIZE + size]))
         self._files.workers.put(lambda: self._carry_out(unique, lambda: wire.TWO_U32.pack(write(), 0)))
         return SILENT
@@ -354,6 +356,7 @@ class Lane:
         number, offset, size = wire.READ_IN.unpack_from(body)
         if number >= FIRST_OWN_HANDLE:
             return None
+        self._tree.running()
         handle = self._files.handles[number]
         assert isinstance(handle, DirectoryHandle)
         listing = wire.Listing(size)

@@ -40,13 +40,14 @@ class OpenFiles:
         self.backings: Backings | None = None
         self.outdated: Callable[[int], None] = lambda ino: None
         self.full: Callable[[int], object] = lambda number: None
+        self.stopped: Callable[[], object] = lambda: False  # whether the storage would let everybody wait
         #: Files that were written into, and what time the kernel believes them to have, see `_timed`.
         self._written: dict[Node, int] = {}
 
     def changing(self, area: Area) -> None:
         """Something in an area is about to be changed. Raises EROFS, EBUSY."""
         may_change(area)
-        area.changed = True
+        area.changed = area.touched = True
 
     def open(self, node: Node, flags: int, caller: Caller) -> FileHandle:
         """open(2). The writeback cache reads what it writes into, so a file open for writing can be read, too."""
@@ -116,10 +117,12 @@ class OpenFiles:
             if isinstance(handle, FileHandle):
                 self._notice(handle)
 
-    @staticmethod
-    def _notice(handle: FileHandle) -> None:
+    def _notice(self, handle: FileHandle) -> None:
         area = handle.node.area
         if handle.before is None or area.changed:
+            return
+        if self.stopped():
+            area.changed = True  # perhaps: a look would wait
             return
         os.fdatasync(handle.fd)  # only so does ZFS date what was written through a mapping
         area.changed = _traces(handle.fd) != handle.before
@@ -152,13 +155,15 @@ class OpenFiles:
         knows already (of a file that is written in the tick in which it was made). Then it is our write that is late.
         """
         then = self._written.pop(handle.node, None)
-        if then is not None:
+        if then is not None and not self.stopped():
             os.utime(handle.fd, ns=(os.fstat(handle.fd).st_atime_ns, then))
 
     async def fsync(self, number: int, data_only: bool) -> None:
         """fsync(2), fdatasync(2)."""
         handle = self.handles[number]
         fd = handle.fd
+        if self.stopped():
+            raise error(errno.EIO)
         self._timed(handle)
         await self.workers.run(lambda: os.fdatasync(fd) if data_only else os.fsync(fd))
 

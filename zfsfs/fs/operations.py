@@ -45,7 +45,7 @@ class Operations(OwnOperations):
         node = self._by_ino.get(ino)
         if node is None:
             raise error(errno.EPERM if ino < FIRST_INODE else errno.ESTALE)
-        if node.area.view is None:
+        if node.area.view is None or self._tree.stopped:
             await self._tree.ready(node.area)
         return node
 

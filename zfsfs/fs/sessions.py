@@ -17,7 +17,7 @@ from contextlib import suppress
 import trio
 
 from zfsfs.driver import Driver, View
-from zfsfs.errors import Busy, DriverError, Missing, ZfsfsError
+from zfsfs.errors import Busy, DriverError, Missing, Stopped, ZfsfsError
 from zfsfs.fs.area import Area
 from zfsfs.fs.caller import Caller, error
 from zfsfs.fs.nodes import NodeTable, stale
@@ -191,12 +191,14 @@ class Sessions:
         def somebody() -> bool:
             return area.keepers > 0 or place.discarded
 
+        # Who came while we looked at others was not seen: he has changed something, or he will be seen next time.
+        area.touched = False
         with trio.move_on_after(self._linger):
             await area.until(somebody)
             return True
         place.holders = await self._scan(area, not area.changed)
         if not place.holders:
-            return area.keepers > 0
+            return area.keepers > 0 or area.touched
         with trio.move_on_after(HOLDER_PAUSE):
             await area.until(somebody)
         return True
@@ -209,13 +211,16 @@ class Sessions:
         with trio.CancelScope(shield=True):
             async with place.cache.lock:
                 session = place.session
-                if session is None or (area.keepers and not force):
+                wanted = area.keepers or (area.touched and not place.discarded)
+                if session is None or (wanted and not force):
                     return
                 if area.frozen:
                     # Whoever has it natively goes on writing, whatever becomes of us: nothing of it is whole.
                     place.discarded = True
                     text = f"session {place.name} is dropped: it was native for somebody at the end"
                     self._store.events.append("warning", str(place.name), text)
+                if stopped := self._driver.trouble():
+                    raise Stopped(stopped)
                 # From here on who wants to open or change something waits for the next session: what came after
                 # the snapshot would be lost.
                 place.closing = True

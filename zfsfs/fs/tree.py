@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from zfsfs.driver import View
-from zfsfs.errors import Busy, Exists, InvalidName, Missing, Refused
+from zfsfs.errors import Busy, Exists, InvalidName, Missing, Refused, Stopped
 from zfsfs.fs.area import Area
 from zfsfs.fs.caller import Caller, error
 from zfsfs.fs.control import FIRST_INODE
@@ -59,6 +59,7 @@ class Tree:
         self._lingering: set[Area] = set()  # of builds and results that are gone, with handles that are open
         self.sessions = Sessions(store, self.table, linger, self.holders_of, tell, users)
         self.device = -1
+        self.stopped = ""
         self.builders: Builders | None = None
         self._state: View | None = None
 
@@ -128,8 +129,18 @@ class Tree:
 
     # Access.
 
+    def storage_seen(self, trouble: str) -> None:
+        """The storage has stopped, and why, or works again. From any thread."""
+        self.stopped = trouble
+
+    def running(self) -> None:
+        """Raises Stopped while the storage would let everybody wait."""
+        if self.stopped:
+            raise Stopped(self.stopped)
+
     async def ready(self, area: Area) -> None:
         """See to it that an area shows what it stands for, before something in it is looked at."""
+        self.running()
         if isinstance(area.place, CachePlace):
             await self.sessions.ready(area)
             return
@@ -172,6 +183,7 @@ class Tree:
 
     async def mkdir(self, group: bytes, name: bytes, mode: int, caller: Caller) -> Area:
         """Begin a build, or make a cache."""
+        self.running()
         owner = (caller.uid, caller.gid)
         if group == BUILDS:
             with self.users.taking(BUILD, caller.uid):
@@ -224,6 +236,7 @@ class Tree:
 
     async def rmdir(self, group: bytes, name: bytes) -> None:
         """Discard a build or session, delete a result or cache."""
+        self.running()
         area = self.find(group, name)
         if isinstance(area.place, BuildPlace) and area.place.run is not None and area.place.run.ended is None:
             self._cancel(area, area.place, area.place.run)
@@ -242,6 +255,7 @@ class Tree:
     async def publish(self, old: bytes, new: bytes) -> None:
         """mv builds/ID[@BASE] results/ID. Raises Missing, Exists, Busy (a file is open for writing), InvalidName
         (another id), NoSpace."""
+        self.running()
         area = self.find(BUILDS, old)
         build, target = _build(area), BuildId(new)
         if build.name.id != target:

@@ -15,7 +15,6 @@ _SENTENCES = {
     errno.ENOSPC: "the store is full: remove results or caches, or give it more room",
     errno.EDQUOT: "a quota of the storage is reached: remove results or caches, or raise it (zfsprops(7), quota(1))",
     errno.EIO: "the storage answered with an error: look at `zpool status` or the kernel's log",
-    errno.EAGAIN: "the pool is suspended: see `zpool status`, mend what is wrong, then `zpool clear`",
     errno.ENXIO: "the storage is gone: import its pool (`zpool import`), then unmount and mount again",
     errno.ENFILE: "the daemon has no descriptors left: raise its limit of open files (`ulimit -n`, LimitNOFILE=)",
     errno.ENOMEM: "the daemon has no memory left: give it more, or look with `zfsfs status` at who uses so much",

@@ -21,6 +21,7 @@ from zfsfs.errors import (
     Missing,
     NoSpace,
     ReadOnly,
+    Stopped,
     StoreError,
     Unavailable,
     ZfsfsError,
@@ -92,7 +93,7 @@ def meaning(number: int, what: str, meanings: Meanings | None = None, detail: st
         case errno.ENAMETOOLONG:
             return InvalidName(f"{what}: the name, or that of a snapshot of it, gets too long", number)
         case errno.EAGAIN:
-            return DriverError(f"{what}: the pool is suspended, see `zpool status`", number)
+            return Stopped(f"{what}: the pool is suspended, see `zpool status`, then `zpool clear`")
         case errno.EPERM | errno.EACCES:
             return DriverError(f"{what}: not permitted; ZFS wants root, or a loaded key", number)
     return DriverError(f"{what}: {detail or os.strerror(number)}", number)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-CALLS = ("fsync", "pread", "snapshot", "holders")
+CALLS = ("fsync", "pread", "snapshot", "batch", "holders")
 
 
 def stopping(call: Callable[..., Any], gate: Path) -> Callable[..., Any]:
@@ -45,9 +45,9 @@ def change(how: str, gate: Path) -> None:
         zfsfs.fs.status.status = lambda tree: {key: value for key, value in now(tree).items() if key in known}
     elif how == "holders":
         zfsfs.fs.tree.holders = stopping(zfsfs.fs.tree.holders, gate)
-    elif how == "snapshot":
+    elif how in ("snapshot", "batch"):
         for driver in (DirectoryDriver, ZfsDriver):
-            driver.snapshot = stopping(driver.snapshot, gate)
+            setattr(driver, how, stopping(getattr(driver, how), gate))
     else:
         assert how in CALLS
         setattr(os, how, stopping(getattr(os, how), gate))

@@ -7,6 +7,7 @@ import faulthandler
 import logging
 import logging.handlers
 import os
+import socket
 import sys
 
 from zfsfs.daemon import Settings, serve
@@ -68,6 +69,14 @@ def in_background(settings: Settings, log: str | None) -> None:
         say(f"1 the daemon failed: {error!r}".encode())
     logging.shutdown()
     os._exit(code)
+
+
+def tell_manager() -> None:
+    """Tell the service manager, if there is one that waits for it, that the tree is usable (sd_notify(3))."""
+    path = os.environ.pop("NOTIFY_SOCKET", "")  # not for builders
+    if path:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"READY=1", f"\0{path[1:]}" if path.startswith("@") else path)
 
 
 def _close_quietly(fd: int) -> None:

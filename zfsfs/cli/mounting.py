@@ -71,7 +71,7 @@ def _config(options: argparse.Namespace) -> Config:
 
 def _mount(options: argparse.Namespace) -> None:
     # Here, not above: what a daemon needs takes long to import, and most commands are none.
-    from zfsfs.cli.background import in_background, log_to
+    from zfsfs.cli.background import in_background, log_to, tell_manager
     from zfsfs.daemon import Settings, serve
 
     config = _config(options)
@@ -101,6 +101,6 @@ def _mount(options: argparse.Namespace) -> None:
     settings = Settings(store, mountpoint, linger, frozenset(passed), *most, config=config)
     if foreground:
         log_to(log, foreground=True)
-        serve(settings, lambda: None)
+        serve(settings, tell_manager)
         return
     in_background(settings, os.path.abspath(log) if log else None)

@@ -16,15 +16,25 @@ from mounted_tree import Mounted, until, zfsfs
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="limits a filesystem's size")
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[str]:
-    """A store of 48 MiB: a quota on ZFS, a small tmpfs otherwise."""
-    pool = os.environ.get("ZFSFS_TEST_POOL")
-    if pool:
-        name = f"{pool}/full"
+POOL = os.environ.get("ZFSFS_TEST_POOL", "")
+
+
+@pytest.fixture(params=["quota", "pool"] if POOL else ["tmpfs"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A store of some 48 MiB: a quota or a small pool on ZFS, a small tmpfs otherwise."""
+    if request.param == "quota":
+        name = f"{POOL}/full"
         subprocess.run(["zfs", "create", "-o", "mountpoint=none", "-o", "quota=48M", name], check=True)
         yield name
         subprocess.run(["zfs", "destroy", "-R", name], check=True)
+        return
+    if request.param == "pool":
+        (tmp_path / "disk").touch()
+        os.truncate(tmp_path / "disk", 112 << 20)  # ZFS keeps half of so little to itself
+        options = ("-o", "cachefile=none", "-O", "mountpoint=none")
+        subprocess.run(["zpool", "create", *options, "zfsfs-full", tmp_path / "disk"], check=True)
+        yield "zfsfs-full"
+        subprocess.run(["zpool", "destroy", "zfsfs-full"], check=True)
         return
     small = tmp_path / "small"
     small.mkdir()
@@ -65,8 +75,13 @@ def is_told(tree: Mounted) -> bool:
 
 
 def more_room(tree: Mounted) -> None:
-    """What a person does about it. On ZFS also: little can be removed from within a full quota."""
-    if os.environ.get("ZFSFS_TEST_POOL"):
+    """What a person does about it."""
+    if tree.store == "zfsfs-full":
+        disk = tree.log.parent / "more"
+        disk.touch()
+        os.truncate(disk, 1 << 30)
+        subprocess.run(["zpool", "add", tree.store, disk], check=True)
+    elif POOL:
         subprocess.run(["zfs", "set", "quota=none", tree.store], check=True)
     else:
         os.truncate(tree / "builds/big/file", 0)  # at once, whoever still has it open
@@ -89,8 +104,6 @@ def test_a_full_pool_is_an_error_and_loses_nothing(tree: Mounted) -> None:
     assert (tree / "results/kept/file").read_text() == "kept"
     subprocess.run(["rm", "-rf", tree / "builds/big"], check=True)
     tree.closed()
-    if os.environ.get("ZFSFS_TEST_POOL"):
-        subprocess.run(["zfs", "set", "quota=none", tree.store], check=True)
     (tree / "builds/next@kept").mkdir()
     os.rename(tree / "builds/next@kept", tree / "results/next")
     assert (tree / "results/next/file").read_text() == "kept"

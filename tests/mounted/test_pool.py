@@ -178,3 +178,23 @@ def test_what_a_disk_gives_back_wrong_is_an_error_and_nothing_else_is(tree: Moun
         file.write(contents[:4096])
     run("zpool", "clear", disk.pool)
     assert (tree / "results/spoilt/file").read_bytes() == contents
+
+
+def test_a_quota_of_a_part_of_the_store_is_edquot_where_it_is_reached(tree: Mounted) -> None:
+    publish(tree, "done", b"done")
+    (tree / "caches/c").mkdir()
+    for name, limit in (("result/small", "refquota=2M"), ("result", "quota=4M")):
+        (tree / "builds/small").mkdir()
+        run("zfs", "set", limit, f"{tree.store}/{name}")
+        with failing(errno.EDQUOT), open(tree / "builds/small/file", "wb", buffering=0) as file:
+            for _ in range(80):
+                file.write(os.urandom(1 << 17))
+                os.fsync(file.fileno())
+        # What lies elsewhere has its room, and what is reached can be emptied.
+        (tree / "caches/c/file").write_bytes(os.urandom(1 << 20))
+        run("zfs", "set", f"{limit.partition('=')[0]}=none", f"{tree.store}/{name}")
+        os.rename(tree / "builds/small", tree / "results/small")
+        os.rmdir(tree / "results/small")
+    assert any("quota" in text or "full" in text for text in tree.events("warning"))
+    assert tree.outcome("c") == "published"
+    assert (tree / "results/done/file").read_bytes() == b"done"

@@ -1,8 +1,8 @@
 """The command line with something changed in the daemon: `python changed_daemon.py HOW GATE mount …`.
 
 HOW is `alone` (pyfuse3 answers every request), `gathered` (the kernel reads and writes nothing by itself), `older`
-(its status says less), or a call that stops, once, when GATE/armed is there: it removes that, says so in the fifo
-GATE/entered and waits for GATE/go.
+(its status says less), `full` (nothing moves from group to group as long as GATE/full exists), or a call that stops,
+once, when GATE/armed is there: it removes that, says so in the fifo GATE/entered and waits for GATE/go.
 """
 
 from __future__ import annotations
@@ -29,6 +29,17 @@ def stopping(call: Callable[..., Any], gate: Path) -> Callable[..., Any]:
     return stopped
 
 
+def refusing(rename: Callable[..., None], sign: Path) -> Callable[..., None]:
+    def refused(driver: Any, old: Any, new: Any) -> None:
+        from zfsfs.errors import NoSpace
+
+        if old.group != new.group and sign.exists():
+            raise NoSpace(f"{old}: there is no room for it in {new.group}")
+        rename(driver, old, new)
+
+    return refused
+
+
 def change(how: str, gate: Path) -> None:
     import zfsfs.daemon
     from zfsfs.directory.driver import DirectoryDriver
@@ -43,6 +54,9 @@ def change(how: str, gate: Path) -> None:
         now = zfsfs.fs.status.status
         known = ("store", "pid", "builds", "results", "caches", "sessions")
         zfsfs.fs.status.status = lambda tree: {key: value for key, value in now(tree).items() if key in known}
+    elif how == "full":
+        for driver in (DirectoryDriver, ZfsDriver):
+            driver.rename = refusing(driver.rename, gate / "full")
     elif how == "holders":
         zfsfs.fs.tree.holders = stopping(zfsfs.fs.tree.holders, gate)
     elif how in ("snapshot", "batch"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import changed_daemon
 import pytest
+from errnos import failing
 from mounted_tree import Mounted, until
 
 
@@ -133,3 +135,28 @@ def test_descriptors_do_not_grow_with_the_inodes_that_are_known(tree):
     assert len(set(known)) == 10_000
     assert len(os.listdir(f"/proc/{tree.pid}/fd")) < 1000
     subprocess.run(["rm", "-r", build], check=True)
+
+
+def test_a_release_that_is_decided_waits_for_room_and_holds_up_nothing_else(unmounted, tmp_path):
+    tree = unmounted
+    mount(tree, "full", tmp_path, "--linger", "0.1")
+    os.mkdir(tree / "caches/c")
+    (tree / "caches/c/file").write_text("first")
+    assert tree.outcome("c") == "published"
+    publish(tree, "done")
+    (tmp_path / "full").touch()
+    (tree / "caches/c/file").write_text("second")
+    until(lambda: tree.events("warning"))
+    # It is to be published, so nothing more is written in it, nor is another taken.
+    for name in ("c", "c@other"):
+        with failing(errno.ENOSPC):
+            (tree / f"caches/{name}/file").write_text("third")
+    os.mkdir(tree / "builds/other")
+    os.rmdir(tree / "builds/other")
+    os.rmdir(tree / "results/done")
+    assert os.listdir(tree / "builds") + os.listdir(tree / "results") == []
+    (tmp_path / "full").unlink()
+    assert tree.outcome("c") == "published"
+    for name in ("c", "c@other"):
+        assert (tree / f"caches/{name}/file").read_text() == "second"
+    tree.closed()

@@ -167,11 +167,13 @@ class Scene:
 
 @dataclass(frozen=True)
 class Sequence:
-    """What is stopped. `deletes`: foreign snapshots of what it removes go with it."""
+    """What is stopped. `deletes`: foreign snapshots of what it removes go with it. `acted`: its obstacle lies above
+    the driver, so that all drivers see the same calls."""
 
     needs: str
     run: Callable[[Scene], Awaitable[None]]
     deletes: bool = False
+    acted: bool = False
 
     def __str__(self) -> str:
         return self.run.__name__.replace("_", " ")
@@ -387,11 +389,11 @@ SEQUENCES = (
     Sequence("cache", release_of_an_unchanged_session),
     Sequence("cache", discarding_a_session, deletes=True),
     Sequence("cache", deleting_a_cache, deletes=True),
-    Sequence("builds", discarding_a_build_in_a_full_store, deletes=True),
-    Sequence("builds", deleting_results_in_a_full_store, deletes=True),
-    Sequence("builds", start_of_a_build_over_what_a_crash_left_in_a_full_store, deletes=True),
-    Sequence("cache", deleting_a_cache_in_a_full_store, deletes=True),
-    Sequence("cache", release_that_waits_for_room),
+    Sequence("builds", discarding_a_build_in_a_full_store, deletes=True, acted=True),
+    Sequence("builds", deleting_results_in_a_full_store, deletes=True, acted=True),
+    Sequence("builds", start_of_a_build_over_what_a_crash_left_in_a_full_store, deletes=True, acted=True),
+    Sequence("cache", deleting_a_cache_in_a_full_store, deletes=True, acted=True),
+    Sequence("cache", release_that_waits_for_room, acted=True),
     Sequence("cache", start_up),
     Sequence("cache", start_up_after_obuilder_was_cut_off),
 )

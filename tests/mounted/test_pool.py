@@ -37,7 +37,8 @@ class Disk:
         return self.folder / "disk"
 
     def create(self, failmode: str) -> None:
-        os.truncate(os.open(self.file, os.O_CREAT | os.O_RDWR), 1 << 30)
+        self.file.touch()
+        os.truncate(self.file, 1 << 30)
         options = ("-o", f"failmode={failmode}", "-o", "cachefile=none", "-O", "mountpoint=none")
         run("zpool", "create", *options, self.pool, self.file)
 

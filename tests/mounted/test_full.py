@@ -20,7 +20,12 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="limits a filesystem's
 POOL = os.environ.get("ZFSFS_TEST_POOL", "")
 
 
-@pytest.fixture(params=["quota", "pool"] if POOL else ["tmpfs"])
+def on(kind: str) -> pytest.MarkDecorator:
+    """On ZFS, what is full: a quota, or the pool."""
+    return pytest.mark.parametrize("store", [kind if POOL else "tmpfs"], indirect=True)
+
+
+@pytest.fixture
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """A store of some 48 MiB: a quota or a small pool on ZFS, a small tmpfs otherwise."""
     if request.param == "quota":
@@ -95,6 +100,7 @@ def build(tree: Mounted, name: str, text: str) -> Path:
     return folder
 
 
+@on("pool")
 def test_a_full_pool_is_an_error_and_loses_nothing(tree: Mounted) -> None:
     (tree / "builds/kept").mkdir()
     (tree / "builds/kept/file").write_text("kept")
@@ -112,6 +118,7 @@ def test_a_full_pool_is_an_error_and_loses_nothing(tree: Mounted) -> None:
     zfsfs("status", tree.path)
 
 
+@on("quota")
 def test_who_writes_through_the_daemon_is_told_of_too(unmounted: Mounted, tmp_path: Path) -> None:
     tree = unmounted
     command = [sys.executable, changed_daemon.__file__, "gathered", tmp_path, "mount", tree.store, tree.path]
@@ -123,6 +130,7 @@ def test_who_writes_through_the_daemon_is_told_of_too(unmounted: Mounted, tmp_pa
     tree.closed()
 
 
+@on("pool")
 def test_publishing_in_a_full_store_succeeds_or_leaves_the_build(tree: Mounted) -> None:
     one = build(tree, "one", "contents")
     build(tree, "big", "")
@@ -140,6 +148,7 @@ def test_publishing_in_a_full_store_succeeds_or_leaves_the_build(tree: Mounted) 
     build(tree, "two@one", "more").rename(tree / "results/two")
 
 
+@on("pool")
 def test_a_build_that_there_is_no_room_for_leaves_nothing(tree: Mounted) -> None:
     base = build(tree, "base", "contents")
     (base / "much").write_bytes(os.urandom(1 << 20))
@@ -160,6 +169,7 @@ def test_a_build_that_there_is_no_room_for_leaves_nothing(tree: Mounted) -> None
     assert (tree / "results/next/much").stat().st_size == 1 << 20
 
 
+@on("pool")
 def test_a_release_in_a_full_store_is_published_now_or_later(tree: Mounted) -> None:
     cache = tree / "caches/c"
     cache.mkdir()
@@ -180,6 +190,7 @@ def test_a_release_in_a_full_store_is_published_now_or_later(tree: Mounted) -> N
     subprocess.run(["rm", "-rf", tree / "builds/big"], check=True)
 
 
+@on("quota")
 def test_a_full_store_can_be_emptied(tree: Mounted) -> None:
     """Nothing but rmdir, as whoever runs out of room will try."""
     for name in ("one", "two"):

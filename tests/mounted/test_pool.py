@@ -8,6 +8,8 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import select
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from errnos import failing
-from mounted_tree import Mounted, until, zfsfs
+from mounted_tree import PATIENCE, Mounted, until, zfsfs
 
 pytestmark = pytest.mark.skipif("ZFSFS_TEST_POOL" not in os.environ, reason="makes pools of its own")
 
@@ -138,6 +140,7 @@ def test_a_suspended_pool_is_told_of_and_nobody_hangs(tree: Mounted, disk: Disk,
             (tree / "results/done").rmdir,
         ]
         assert [errno_of(each) for each in asked] == [errno.EIO] * len(asked)
+        assert "zpool clear" in zfsfs("umount", tree.path, expect=3).stderr
         os.close(session)
         assert [each["name"] for each in tree.status()["sessions"]] == ["c"]
         disk.mend()
@@ -151,6 +154,26 @@ def test_a_suspended_pool_is_told_of_and_nobody_hangs(tree: Mounted, disk: Disk,
     os.rename(tree / "builds/small", tree / "results/small")
     subprocess.run(["rm", "-rf", tree / "builds/big"], check=True)
     tree.closed()
+
+
+def test_who_ends_waits_for_a_suspended_pool_rather_than_lose_a_session(tree: Mounted, disk: Disk) -> None:
+    (tree / "caches/c").mkdir()
+    (tree / "builds/big").mkdir()
+    session = os.open(tree / "caches/c", os.O_RDONLY)
+    (tree / "caches/c/file").write_text("of the session")
+    os.fsync(session)
+    command = [sys.executable, "-c", WRITER, tree / "builds/big/file"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL):
+        until(lambda: tree.status()["trouble"])
+        daemon = os.pidfd_open(tree.pid)
+        signal.pidfd_send_signal(daemon, signal.SIGTERM)
+        until(lambda: "can't be closed" in tree.log.read_text())
+        os.close(session)
+        disk.mend()
+        assert select.select([daemon], [], [], PATIENCE)[0], "the daemon does not end"
+    os.close(daemon)
+    tree.mount()
+    assert (tree / "caches/c/file").read_text() == "of the session"
 
 
 def test_a_pool_that_is_served_can_not_be_exported(tree: Mounted, disk: Disk) -> None:

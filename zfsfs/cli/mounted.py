@@ -89,6 +89,8 @@ def _umount(options: argparse.Namespace) -> None:
         print(f"{options.mountpoint}: its daemon had died; the next mount recovers the store")
         return
     status = _settled_status(path)
+    if status["trouble"] and not options.force:
+        raise Unavailable(f"{status['trouble']}; or use --force, which waits for that when sessions are open")
     builds = [build["id"] for build in status["builds"]]
     daemon = os.pidfd_open(status["pid"])
     if options.force:

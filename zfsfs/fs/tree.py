@@ -7,6 +7,7 @@ Errors are ZfsfsError with the errno that the path answers, or OSError.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 from collections.abc import Awaitable, Callable, Coroutine
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from zfsfs.driver import View
-from zfsfs.errors import Busy, Exists, InvalidName, Missing, Refused, Stopped
+from zfsfs.errors import Busy, Exists, InvalidName, Missing, Refused, Stopped, ZfsfsError
 from zfsfs.fs.area import Area
 from zfsfs.fs.caller import Caller, error
 from zfsfs.fs.control import FIRST_INODE
@@ -35,6 +36,11 @@ from zfsfs.threads import in_thread
 
 if TYPE_CHECKING:
     from zfsfs.fs.building import Builders, Run
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two looks whether the storage works again, at the end.
+PAUSE = 0.5
 
 BUILDS, RESULTS, CACHES, FAILED = b"builds", b"results", b"caches", b"builds/.failed"
 
@@ -388,10 +394,15 @@ class Tree:
     async def close(self) -> None:
         """The end: sessions are closed, running builds discarded, nothing is looked into any more."""
         with trio.CancelScope(shield=True):
+            await self._storage()
             await self.sessions.close_all()
             for ident in list(self.builds):
                 self.builds.pop(ident).let_go()
-                await self.store.builds.discard(ident)
+                try:
+                    await self.store.builds.discard(ident)
+                except ZfsfsError as failure:
+                    # It is a left-over then, as after a crash.
+                    log.warning("build %s can't be discarded: %s", ident, failure)
             for area in (*self._results.values(), *self.failures.areas(), *self._lingering):
                 area.let_go()
             await self.store.caches.settle()
@@ -399,6 +410,15 @@ class Tree:
             state, self._state = self._state, None
             if state is not None:
                 state.close()
+
+    async def _storage(self) -> None:
+        """Wait for the storage, where it has stopped: what is in open sessions would be lost."""
+        said = ""
+        while self.sessions.open_areas and (trouble := self.store.driver.trouble()):
+            if trouble != said:
+                log.warning("sessions are open, and can't be closed: %s", trouble)
+            said = trouble
+            await trio.sleep(PAUSE)
 
 
 def _build(area: Area) -> BuildPlace:

@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from zfsfs.driver import Destroy, DestroySnapshot, Promote, RenameSnapshot, SetProperty, Step, TakeSnapshot
-from zfsfs.errors import Busy, DriverError, InvalidName, Missing, NoSpace
+from zfsfs.errors import Busy, DriverError, InvalidName, Missing, NoSpace, Stopped
 from zfsfs.names import Dataset, PoolName, Snapshot
 from zfsfs.zfs import changes, library, programs
 
@@ -54,7 +54,6 @@ def test_a_new_name_that_is_none_is_refused_before_anything_is_done() -> None:
         (errno.EBUSY, Busy),
         (errno.EDQUOT, NoSpace),
         (errno.ENAMETOOLONG, InvalidName),
-        (errno.EAGAIN, DriverError),
         (errno.E2BIG, DriverError),
     ],
 )
@@ -62,6 +61,13 @@ def test_numbers_are_kept(number: int, kind: type[Exception]) -> None:
     error = library.meaning(number, "tank/ci/cache/c-a")
     assert type(error) is kind
     assert error.errno == number
+
+
+def test_a_suspended_pool_is_an_error_of_the_storage_to_callers() -> None:
+    error = library.meaning(errno.EAGAIN, "tank/ci/cache/c-a")
+    assert isinstance(error, Stopped)
+    assert error.errno == errno.EIO
+    assert "zpool clear" in str(error)
 
 
 def test_a_listing_leaves_out_what_is_not_ours_and_keeps_snapshots_in_their_order() -> None:

@@ -51,12 +51,19 @@ class Cycle:
         return [(cache, f"{label}-{self.tag}") for cache in self.caches]
 
     async def run(self) -> None:
+        started = time.monotonic()
         await self.builds("start", None)
+        print("A", self.peer.name, time.monotonic() - started, flush=True)
         await self.builds("start on base", f"start-{self.tag}-0")
+        print("B", self.peer.name, time.monotonic() - started, flush=True)
         await self.winning()
+        print("C", self.peer.name, time.monotonic() - started, flush=True)
         await self.losing()
+        print("D", self.peer.name, time.monotonic() - started, flush=True)
         await self.unchanged()
+        print("E", self.peer.name, time.monotonic() - started, flush=True)
         await self.of_one_cache()
+        print(f"{self.count} at once, {self.peer.name}: {time.monotonic() - started:.1f} s", flush=True)
 
     async def builds(self, row: str, base: str | None) -> None:
         builds = [(f"{row.replace(' ', '-')}-{self.tag}-{number}", base) for number in range(self.count)]

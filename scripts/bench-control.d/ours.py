@@ -112,7 +112,7 @@ class Paths:
     async def settled(self) -> None:
         def busy() -> bool:
             now = self._status()
-            return bool(now["sessions"] or now["waiting"])
+            return len(now["sessions"]) > len(self.fds) or bool(now["waiting"])
 
         while await trio.to_thread.run_sync(busy):  # noqa: ASYNC110 - it is another process
             await trio.sleep(0.02)

@@ -25,8 +25,10 @@ T is the session's clone, C is cache/c-NAME, M a new name in cache-tmp. In pictu
     (9)  C[.. snap]             <- M                recovery destroys M; where it could not be at (6), the reaper does
 
 (0)-(4) are one batch, and (6)-(9) another, which begins with the destruction of M: as at (6)-(9), and no M. A look
-at a dataset costs more than half a transaction group. So T alone is looked at; only when it has snapshots, or what
-follows from their absence is wrong after all, so is C.
+at a dataset costs more than half a transaction group. So nothing is looked at first: mostly T has no snapshots, and
+the storage itself refuses a promotion that would mix names. Where it can't check ahead, a refused batch leaves (2) or
+(3), and the second attempt, which looks, begins there: @zfsfs-next is given up, or, after a crash, completed by
+recovery: it was a release, and nobody had been told that it had failed.
 
 Other sessions' clones of @snap and older ones go on as clones of T. Foreign snapshots that C got after @snap stay
 with M, which waits in cache-tmp until they are gone.
@@ -99,7 +101,8 @@ class Swap:
     generation: int
     old_moved: bool = False
     moved: bool = False
-    usual: bool = True  # T had no snapshots, and nobody has tried to tidy yet
+    old_gone: bool = False
+    usual: bool = True  # nothing of T was in the way, and nobody has tried to tidy yet
 
     @property
     def whole(self) -> Dataset:
@@ -111,6 +114,9 @@ class Swap:
 
         Raises Busy when somebody has mounted a snapshot that would move.
         """
+        with contextlib.suppress(StoreError):
+            driver.batch(self._decision())
+            return
         for chance in reversed(range(_TRIES)):
             try:
                 driver.batch(self._way(driver) + self._decision())
@@ -177,14 +183,15 @@ class Swap:
             # Not done: the old name is taken, or something needs the old head.
             with contextlib.suppress(StoreError):
                 driver.batch([Destroy(self.old_head), *self._usual_tidying()])
-                return True
+                self.old_gone = True
+        # Nobody has looked at T: what it had under names of ours is an old version now.
         cache = driver.info(self.cache)
         if cache is None:
             raise Missing(f"{self.cache} is gone")
         steps = tidying(cache)
         if steps:
             driver.batch(steps)
-        return driver.info(self.old_head) is None
+        return self.old_gone or driver.info(self.old_head) is None
 
     def _usual_tidying(self) -> list[Step]:
         old = old_name(self.generation - 1, ())

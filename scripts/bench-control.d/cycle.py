@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -63,7 +64,8 @@ class Cycle:
         await self.unchanged()
         print("E", self.peer.name, time.monotonic() - started, flush=True)
         await self.of_one_cache()
-        print(f"{self.count} at once, {self.peer.name}: {time.monotonic() - started:.1f} s", flush=True)
+        elapsed = time.monotonic() - started
+        print(f"{self.count} at once, {self.peer.name}: {elapsed:.1f} s", file=sys.stderr, flush=True)
 
     async def builds(self, row: str, base: str | None) -> None:
         builds = [(f"{row.replace(' ', '-')}-{self.tag}-{number}", base) for number in range(self.count)]

@@ -2,7 +2,7 @@
 
 Each container has a result, a running build and a session of a cache. No image is downloaded: its root is busybox in
 a directory. What is not installed, or can't run where the test does, is skipped; in the virtual machine with systemd
-(`scripts/vm run --systemd`) all of them run. Rootless podman is not among them.
+(`scripts/vm run --systemd`) all of them run.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,15 @@ def podman(at: Places) -> list[object]:
     return ["podman", "run", "--rm", "-i", "--network", "none", *bound, "--rootfs", at.root]
 
 
+def podman_without_root(at: Places) -> list[object]:
+    # A unit gives the user a control group and a directory of its own; a login has both, and podman's default then.
+    subprocess.run(["chown", "-R", "user", at.root], check=True)
+    unit = ["systemd-run", "-q", "--pipe", "--wait", "--uid=user", "-p", "Delegate=yes", "-p", "RuntimeDirectory=box"]
+    home = ["-E", "HOME=/home/user", "-E", "XDG_RUNTIME_DIR=/run/box", "--working-directory=/home/user"]
+    command, *rest = podman(at)
+    return [*unit, *home, command, "--cgroup-manager=cgroupfs", *rest]
+
+
 def nspawn(at: Places) -> list[object]:
     bound = [f"--bind-ro={at.result}:/result", f"--bind={at.build}:/build", f"--bind={at.cache}:/cache"]
     off = ["--register=no", "--keep-unit", "--resolv-conf=off", "--timezone=off", "--private-network"]
@@ -68,7 +78,7 @@ def systemd_unit(at: Places) -> list[object]:
 
 Engine = Callable[[Places], list[object]]
 EVERYWHERE: list[Engine] = [bwrap, bwrap_in_a_user_namespace]
-IN_THE_MACHINE: list[Engine] = [podman, nspawn, systemd_unit]
+IN_THE_MACHINE: list[Engine] = [podman, podman_without_root, nspawn, systemd_unit]
 
 
 @pytest.fixture
@@ -153,14 +163,14 @@ def _is_the_shell(process: Path) -> bool:
         return False
 
 
-def test_a_native_mount_bound_into_a_container_holds_until_both_are_gone(tree: Mounted, at: Places, folder: Path):
-    if not shutil.which("bwrap"):
-        pytest.skip("bubblewrap is not installed")
+def test_a_native_mount_bound_into_a_container_holds_until_both_are_gone(
+    tree: Mounted, engine: Engine, at: Places, folder: Path
+):
     native = Places(at.root, folder / "result", folder / "build", folder / "cache")
     for source, target in ((at.result, native.result), (at.build, native.build), (at.cache, native.cache)):
         target.mkdir()
         zfsfs("bind", source, target)
-    box = start(bwrap(native), "/bin/sh", "-c", SCRIPT)
+    box = start(engine(native), "/bin/sh", "-c", SCRIPT)
     for target in (native.result, native.build, native.cache):
         zfsfs("unbind", target)
     until(lambda: "(pid" in str([each["holders"] for each in tree.status()["native"]]))
@@ -170,6 +180,18 @@ def test_a_native_mount_bound_into_a_container_holds_until_both_are_gone(tree: M
     assert (tree / "caches/c/file").read_text() == "new\n"
     until(lambda: not tree.status()["native"])
     assert (tree / "builds/job/copy").read_text() == "of the base"
+
+
+@pytest.mark.parametrize("recipe", [podman, bwrap, nspawn, systemd_unit], ids=lambda each: each.__name__)
+def test_the_readme_has_what_is_run_here(recipe: Engine):
+    readme = (Path(__file__).parents[2] / "README.md").read_text().split()
+    ci = Path("$CI")
+    at = Places(Path("ROOT"), ci / "results/base", ci / "builds/job", ci / "caches/c@job")
+    bound = [pair for pair in pairwise(map(str, recipe(at))) if "$CI" in pair[1]]
+    assert len(bound) == 3
+    for before, word in bound:
+        assert word in readme
+        assert word.startswith("-") or readme[readme.index(word) - 1] == before
 
 
 @pytest.mark.parametrize("propagation", ["private", "slave", "unchanged"])

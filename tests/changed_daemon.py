@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-CALLS = ("fsync", "pread", "snapshot", "batch", "holders")
+CALLS = ("fsync", "pread", "stat", "snapshot", "batch", "holders")
 
 
 def stopping(call: Callable[..., Any], gate: Path) -> Callable[..., Any]:

@@ -1,12 +1,13 @@
 """System calls that Python does not have, through ctypes: thin, typed, and raising OSError with the call's name.
 
 Sources: renameat2(2), getdents64(2), fsopen(2), fsconfig(2), fsmount(2), move_mount(2), ioctl_ficlone(2), umount2(2),
-statx(2), open_tree(2), mount_setattr(2), mount(2), unshare(2), capget(2).
+statx(2), open_tree(2), openat2(2), mount_setattr(2), mount(2), unshare(2), capget(2).
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import struct
@@ -37,6 +38,8 @@ _MOUNT_ATTR_IDMAP = 0x100000
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
 _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
+_SYS_OPENAT2, _RESOLVE_CACHED = 437, 0x20
+_IF_CACHED = struct.pack("=QQQ", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, 0, _RESOLVE_CACHED)
 CAP_FSETID = 4
 CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
 _MS_REC, _MS_SLAVE = 0x4000, 0x80000
@@ -89,6 +92,16 @@ def directory_entries(fd: int, room: int = 1 << 15) -> list[tuple[bytes, int]]:
         found.append((bytes(buffer[at + 19 : buffer.index(0, at + 19)]), following))
         at += length
     return found
+
+
+def is_cached(folder: int, name: bytes) -> bool:
+    """openat2(2) with RESOLVE_CACHED: whether the kernel knows by itself what is of that name in a directory, or that
+    nothing is. Filesystems that want to be asked each time (ZFS does) say no, always."""
+    fd = _libc.syscall(_SYS_OPENAT2, folder, name, _IF_CACHED, ctypes.c_size_t(len(_IF_CACHED)))
+    if fd >= 0:
+        os.close(fd)
+        return True
+    return ctypes.get_errno() != errno.EAGAIN
 
 
 class Capabilities:

@@ -41,8 +41,26 @@ def read(tree: Mounted) -> None:
     assert (tree / "results/done/file").read_text() == "done"
 
 
+def look(tree: Mounted) -> None:
+    assert (tree / "results/done/file").stat().st_size == 4
+
+
+def list_all(tree: Mounted) -> None:
+    assert os.listdir(tree / "results/done") == ["file"]
+
+
 def publish_slow(tree: Mounted) -> None:
     os.rename(tree / "builds/slow", tree / "results/slow")
+
+
+def other_work(tree: Mounted) -> None:
+    other = tree / "builds/other"
+    for number in range(50):
+        (other / str(number)).write_text("mine")
+        assert (other / str(number)).read_text() == "mine"
+        os.rename(other / str(number), other / "moved")
+    assert sorted(os.listdir(other)) == ["moved"]
+    assert len(tree.status()["builds"]) == 2
 
 
 @contextmanager
@@ -69,15 +87,9 @@ def test_a_call_that_waits_delays_no_other_request(unmounted, tmp_path, call, ac
     os.mkdir(tree / "builds/slow")
     os.mkdir(tree / "builds/other")
     with stopped(tmp_path, action, tree) as thread:
-        other = tree / "builds/other"
-        for number in range(50):
-            (other / str(number)).write_text("mine")
-            assert (other / str(number)).read_text() == "mine"
-            os.rename(other / str(number), other / "moved")
-        assert sorted(os.listdir(other)) == ["moved"]
-        assert len(tree.status()["builds"]) == 2
+        other_work(tree)
         assert thread.is_alive()
-    subprocess.run(["rm", "-r", other], check=True)
+    subprocess.run(["rm", "-r", tree / "builds/other"], check=True)
     subprocess.run(["rm", "-rf", tree / "builds/slow"], check=True)
 
 
@@ -98,6 +110,26 @@ def test_who_comes_while_others_are_looked_for_keeps_the_session(unmounted, tmp_
     assert (tmp_path / "entered").read_text() == "here"
     (tmp_path / "go").write_text("")
     assert tree.outcome("c") == "published"
+
+
+@pytest.mark.parametrize("action", [look, list_all])
+def test_names_that_are_read_from_a_disk_delay_no_other_request(unmounted, tmp_path, action):
+    for name in ("entered", "go"):
+        os.mkfifo(tmp_path / name)
+    tree = unmounted
+    tree.mount()
+    publish(tree, "done")
+    tree.umount()
+    mount(tree, "stat", tmp_path)
+    os.mkdir(tree / "builds/slow")
+    os.mkdir(tree / "builds/other")
+    os.listdir(tree / "results")
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("2")
+    with stopped(tmp_path, action, tree) as thread:
+        other_work(tree)
+        assert thread.is_alive()
+    subprocess.run(["rm", "-r", tree / "builds/other", tree / "builds/slow"], check=True)
 
 
 @pytest.mark.parametrize("how", ["alone", "gathered"])

@@ -64,6 +64,7 @@ class Area:
         # Changed natively, behind our back: nothing may be changed through us or kept by the kernel meanwhile.
         self.frozen = False
         self.timeout = FOREVER
+        self.tells = True  # the filesystem beneath says what it would have to read from a disk
         self._told: dict[Node, tuple[int, int, int]] = {}  # files that the kernel was told of while frozen
         self._absent: set[tuple[int, bytes]] = set()
         self._stirred: trio.Event | None = None  # there is one while somebody waits
@@ -198,6 +199,7 @@ class Area:
         """Show a view with the contents and inode numbers that were shown before."""
         self.detach()
         self.view = view
+        self.root.warm = False
 
     def attach_anew(self, view: View) -> list[tuple[int, list[bytes]]]:
         """Show a view in which inode numbers or contents may differ: every node that the kernel knows is looked
@@ -212,7 +214,7 @@ class Area:
         self._absent.clear()
         self.root.plain = False
         for node in nodes:
-            node.plain = False
+            node.plain = node.warm = False
             names.setdefault(node.ino, [])
             if node.parent is not None and node.name is not None:
                 names.setdefault(node.parent.ino, []).append(node.name)

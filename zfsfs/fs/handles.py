@@ -28,12 +28,14 @@ class FileHandle:
 @dataclass(eq=False, slots=True)
 class DirectoryHandle:
     """An open directory. Positions in it are those of the filesystem beneath: good whatever changes meanwhile, and
-    for any other handle of it. `_batch` holds what was read and not yet taken, the next one last; it begins `_at`."""
+    for any other handle of it. `_batch` holds what was read and not yet taken, the next one last; it begins `_at`.
+    What comes at `warm_at` is in memory."""
 
     fd: int
     node: Node
     uid: int = 0
     guest: bool = False
+    warm_at: int = -1
     _batch: list[tuple[bytes, int]] = field(default_factory=list)
     _at: int = 0
 

@@ -2,8 +2,9 @@
 
 `Operations` decides what a request means; here its handlers, or what the commonest of them call, are called without
 the event loop, and what they return is already laid out as the kernel wants it. A handler returns None when something
-has to be waited for (an area that shows nothing yet, a session that has to be opened first): the line calls it again
-after `prepare`. What is not in `HANDLERS`, and what is on the tree's own files and directories, is left to pyfuse3.
+has to be waited for (an area that shows nothing yet, a session that has to be opened first, a disk): the line calls
+it again after `prepare`. What is not in `HANDLERS`, and what is on the tree's own files and directories, is left to
+pyfuse3.
 
 Guarantees: a handler that returned None has done nothing. Reads and writes are carried out by the workers, which
 answer by themselves; where one fails the event loop answers, having told people.
@@ -24,6 +25,7 @@ import trio
 from zfsfs.fs import wire
 from zfsfs.fs.backing import Backings
 from zfsfs.fs.caller import Caller
+from zfsfs.fs.cold import is_cold, warm, warm_listing
 from zfsfs.fs.control import FIRST_INODE
 from zfsfs.fs.handles import DirectoryHandle, FileHandle
 from zfsfs.fs.nodes import Node
@@ -153,14 +155,27 @@ class Lane:
         for each in {ino, also}:
             if opcode in _LOOKING:
                 await self._ops.node(each)
-            else:
+            elif opcode != wire.READDIRPLUS:
                 await self._ops.changing(each, uid)
+        if opcode == wire.LOOKUP:
+            await self._warm(ino, _name(body))
+        elif opcode == wire.READDIRPLUS:
+            number, offset, size = wire.READ_IN.unpack_from(body)
+            handle = self._files.handles[number]
+            assert isinstance(handle, DirectoryHandle)
+            await warm_listing(self._files.workers, handle, offset, size)
+
+    async def _warm(self, ino: int, name: bytes) -> None:
+        node, descriptors = await self._ops.node(ino), self._files.descriptors
+        if not node.warm and is_cold(descriptors, node, name):
+            await warm(self._files.workers, descriptors, node, name)
 
     def lookup(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
         node = self._ready(ino)
-        if node is None:
+        name = _name(body)
+        if node is None or (not node.warm and is_cold(self._files.descriptors, node, name)):
             return None
-        entry: bytes = self._ops.found(node, _name(body))
+        entry: bytes = self._ops.found(node, name)
         return entry
 
     def getattr(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
@@ -359,8 +374,12 @@ class Lane:
         self._tree.running()
         handle = self._files.handles[number]
         assert isinstance(handle, DirectoryHandle)
+        if not handle.node.warm and handle.warm_at != offset:
+            return None
         listing = wire.Listing(size)
         self._ops.listed(handle, offset, listing)
+        if not listing.parts:
+            handle.node.warm = True
         return b"".join(listing.parts) or wire.DONE
 
     def getxattr(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
@@ -384,7 +403,7 @@ _LOOKING = (wire.LOOKUP, wire.GETATTR, wire.READLINK)
 #: What is answered here as soon as the area is ready, see `Lane.prepare`.
 PREPARED = {
     *_LOOKING, wire.SETATTR, wire.SYMLINK, wire.MKNOD, wire.MKDIR, wire.UNLINK, wire.RMDIR,
-    wire.RENAME, wire.RENAME2, wire.LINK, wire.OPEN, wire.CREATE, wire.OPENDIR,
+    wire.RENAME, wire.RENAME2, wire.LINK, wire.OPEN, wire.CREATE, wire.OPENDIR, wire.READDIRPLUS,
 }  # fmt: skip
 
 HANDLERS: dict[int, Handler] = {

@@ -41,10 +41,12 @@ _AREA_AT, _MOST_AREAS = 40, 1 << 23
 class Node:
     """A file or directory in an area. `parent` is None for the area's root, and `name` is None for what has lost
     its name. `refs` counts the nodes that have it as their parent. `plain`: it is known that the directory has no
-    default ACL, or the file no capabilities."""
+    default ACL, or the file no capabilities. `warm`: what is in the directory was made or listed a while ago, so that
+    looking at it need not wait for a disk."""
 
     __slots__ = (
         "aliases", "area", "fd", "ino", "kind", "lookups", "name", "opens", "parent", "plain", "refs", "st_ino",
+        "warm",
     )  # fmt: skip
 
     def __init__(self, ino: int, area: Area, parent: Node | None, name: bytes | None, st_ino: int, kind: int):
@@ -58,7 +60,7 @@ class Node:
         self.refs = 0
         self.opens = 0
         self.fd = -1
-        self.plain = False
+        self.plain = self.warm = False
         self.aliases: set[tuple[Node, bytes]] | None = None  # its other names, for hard links
 
     @property

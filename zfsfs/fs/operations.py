@@ -129,9 +129,10 @@ class Operations(OwnOperations):
 
     # Making and removing.
 
-    def _entry(self, parent: Node, name: bytes) -> Attributes:
+    def _entry(self, parent: Node, name: bytes, *, warm: bool = False) -> Attributes:
         node, st = self._files.lookup(parent, name)
         node.lookups += 1
+        node.warm |= warm
         return self.entry(node, st)
 
     @answered
@@ -152,7 +153,7 @@ class Operations(OwnOperations):
             return entry
         parent = await self.changing(parent_inode, ctx.uid)
         self._files.mkdir(parent, name, self._files.masked(parent, mode, ctx.umask), caller)
-        return self._entry(parent, name)
+        return self._entry(parent, name, warm=True)
 
     @answered
     async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext) -> Attributes:

@@ -218,6 +218,7 @@ class Tree:
         info, view = await self.store.builds.begin(build, (user.uid, user.gid), mode)
         area = Area(self.table, BuildPlace(build, info.created, caller.uid))
         area.attach(view)
+        area.root.warm = build.base is None
         try:
             self._give_root(view.fd, user)
             guid = await self.store.builds.guid(build.id) if build.builder else 0

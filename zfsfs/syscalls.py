@@ -1,7 +1,7 @@
 """System calls that Python does not have, through ctypes: thin, typed, and raising OSError with the call's name.
 
 Sources: renameat2(2), getdents64(2), fsopen(2), fsconfig(2), fsmount(2), move_mount(2), ioctl_ficlone(2), umount2(2),
-statx(2), open_tree(2), openat2(2), mount_setattr(2), mount(2), unshare(2), capget(2).
+statx(2), open_tree(2), openat2(2), mount_setattr(2), mount(2), unshare(2).
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
 _SYS_OPENAT2, _RESOLVE_CACHED = 437, 0x20
 _IF_CACHED = struct.pack("=QQQ", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, 0, _RESOLVE_CACHED)
-CAP_FSETID = 4
 CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
 _MS_REC, _MS_SLAVE = 0x4000, 0x80000
 
@@ -102,28 +101,6 @@ def is_cached(folder: int, name: bytes) -> bool:
         os.close(fd)
         return True
     return ctypes.get_errno() != errno.EAGAIN
-
-
-class Capabilities:
-    """capset(2): the effective capabilities of a thread, as they are and without one of the first 32.
-
-    Made once, so that each switch is one call.
-    """
-
-    def __init__(self, without: int) -> None:
-        self._header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # the version with 64 of them (linux/capability.h), self
-        self._all = (ctypes.c_uint32 * 6)()
-        _check(_libc.capget(self._header, self._all), "capget")
-        self._less = (ctypes.c_uint32 * 6)(*self._all)
-        self._less[0] &= ~(1 << without)
-
-    def reduce(self) -> None:
-        """Go without it."""
-        _check(_libc.capset(self._header, self._less), "capset")
-
-    def restore(self) -> None:
-        """Have it again."""
-        _check(_libc.capset(self._header, self._all), "capset")
 
 
 def umount(path: bytes, flags: int = 0) -> None:
@@ -200,7 +177,7 @@ def move_mount(mount: int, target: int) -> None:
 
 
 def unshare(flags: int) -> None:
-    """unshare(2), capget(2)."""
+    """unshare(2)."""
     _check(_libc.unshare(flags), "unshare")
 
 

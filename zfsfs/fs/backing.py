@@ -5,9 +5,8 @@ The kernel refuses (EIO) to have one file open in two ways, or with two backings
 is settled by who has it open, and all of them share one backing. Where the kernel can't (a filesystem stacked on
 another), a file is opened the other way: its reads and writes come to us.
 
-Who writes through a backing does so with the rights that we had when it was made: without CAP_FSETID, so that writing
-takes set-user-ID bits away, unless it is root who opens the file. An ordinary user who opens it for writing while
-root has it open takes them away by that.
+Who writes through a backing does so with our rights: set-user-ID bits stay. But before the kernel writes, it asks for
+them to be taken away (SETATTR of nothing, see `Passthrough.chown_to_nobody_new`) if they are to go for this caller.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import fcntl
 import struct
 from dataclasses import dataclass
 
-from zfsfs import syscalls
 from zfsfs.fs.nodes import Node
 
 _MAP = struct.Struct("<iIQ")
@@ -25,10 +23,9 @@ _OPEN, _CLOSE = 0x4010E501, 0x4004E502  # FUSE_DEV_IOC_BACKING_OPEN and _CLOSE
 
 @dataclass(slots=True)
 class _Open:
-    """How an open file is open: its backing, 0 for none; whether with root's rights; and how often."""
+    """How an open file is open: its backing, 0 for none; and how often."""
 
     backing: int
-    root: bool
     count: int = 1
 
 
@@ -37,34 +34,24 @@ class Backings:
 
     def __init__(self, device: int) -> None:
         self._device = device
-        self._rights = syscalls.Capabilities(without=syscalls.CAP_FSETID)
         self._open: dict[Node, _Open] = {}
 
-    def opened(self, node: Node, fd: int, wanted: bool, root: bool) -> int:
+    def opened(self, node: Node, fd: int, wanted: bool) -> int:
         """A file was opened as `fd`: the number of the backing that it has, 0 for none."""
         found = self._open.get(node)
         if found is not None:
             found.count += 1
             return found.backing
-        backing = self._register(fd, root) if wanted else 0
-        self._open[node] = _Open(backing, root)
+        backing = self._register(fd) if wanted else 0
+        self._open[node] = _Open(backing)
         return backing
 
-    def roots(self, node: Node) -> bool:
-        """Whether an open file is written with root's rights."""
-        return self._open[node].root
-
-    def _register(self, fd: int, root: bool) -> int:
-        if not root:
-            self._rights.reduce()
+    def _register(self, fd: int) -> int:
         try:
             # Only with a buffer that it could change does Python tell what the call returned.
             number: int = fcntl.ioctl(self._device, _OPEN, bytearray(_MAP.pack(fd, 0, 0)))
         except OSError:
             return 0
-        finally:
-            if not root:
-                self._rights.restore()
         return number
 
     def closed(self, node: Node) -> None:

@@ -209,9 +209,9 @@ class Lane:
         )
         fh = handle if valid & wire.HANDLE else None
         if valid & wire.SIZE and valid & wire.KILL_SET_ID:
-            self._files.clear_set_id(self._by_ino[ino])
+            self._files.clear_set_id(self._by_ino[ino], ctx)
         elif not valid & wire.WHAT:
-            self._files.chown_to_nobody_new(self._by_ino[ino], ctx.uid)
+            self._files.chown_to_nobody_new(self._by_ino[ino], ctx)
         return wire.attributes(_now(_setattr(self._ops, ino, new, fields, fh, ctx)))
 
     def readlink(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:

@@ -68,7 +68,7 @@ class OpenFiles:
             except PermissionError:
                 fd = os.open(path, open_flags(flags, readable=False))
         if flags & os.O_TRUNC and caller.uid:
-            clear_set_id(fd)
+            clear_set_id(fd, caller)
         guest = not writing and _is_guest(node.area, caller)
         handle = FileHandle(fd, node, writing, uid=caller.uid, guest=guest, direct=node.area.frozen)
         if handle.direct:
@@ -97,9 +97,7 @@ class OpenFiles:
         if self.backings is not None and not handle.direct:
             # What is read-only is cached by the kernel instead: it is to be read without a trace, and has no writers.
             wanted = node.kind == stat.S_IFREG and not node.area.read_only
-            handle.backing = self.backings.opened(node, handle.fd, wanted, not handle.uid)
-            if handle.backing and handle.writing and handle.uid and self.backings.roots(node):
-                clear_set_id(handle.fd)
+            handle.backing = self.backings.opened(node, handle.fd, wanted)
             if handle.backing and handle.writing and not node.area.changed:
                 handle.before = _traces(handle.fd)
                 # Two changes within a tick of the clock leave the same time.
@@ -214,12 +212,16 @@ def _traces(fd: int) -> tuple[int, int, int]:
     return st.st_ctime_ns, st.st_mtime_ns, st.st_size
 
 
-def clear_set_id(fd: int) -> None:
-    """What a write by others than root does to set-user-ID and set-group-ID programs."""
-    mode = stat.S_IMODE(os.fstat(fd).st_mode)
+def clear_set_id(fd: int, caller: Caller) -> None:
+    """What a write by others than root does to set-user-ID and set-group-ID files.
+
+    Where the group may not execute a file, its bit goes only if the caller isn't in the group
+    (setattr_should_drop_sgid in the kernel's fs/attr.c)."""
+    st = os.fstat(fd)
+    mode = stat.S_IMODE(st.st_mode)
     if mode & SET_ID:
-        gone = stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0)
-        os.fchmod(fd, mode & ~gone)
+        group_too = mode & stat.S_ISGID and (mode & stat.S_IXGRP or not caller.belongs_to(st.st_gid))
+        os.fchmod(fd, mode & ~(stat.S_ISUID | (stat.S_ISGID if group_too else 0)))
 
 
 def _write_all(fd: int, data: bytes, offset: int) -> int:

@@ -234,14 +234,16 @@ class Passthrough(OpenFiles):
         self.changing(node.area)
         syscalls.fchownat(self.descriptors.of(node), uid, gid)
 
-    def chown_to_nobody_new(self, node: Node, uid: int) -> None:
+    def chown_to_nobody_new(self, node: Node, caller: Caller) -> None:
         """chown(2) with neither user nor group, which dates the change and clears set-user-ID all the same. That the
         caller may do so is not checked by the kernel, which asks for the same when somebody writes into the file."""
-        st = self.stat(node)
+        st, uid = self.stat(node), caller.uid
         mine = uid in (0, st.st_uid) or self._is_written_by(node, uid)
         if st.st_mode & SET_ID and not stat.S_ISDIR(st.st_mode) and not mine:
             raise error(errno.EPERM)
         self.chown(node, -1, -1)
+        if uid and st.st_mode & stat.S_ISGID and stat.S_ISREG(st.st_mode):
+            self.clear_set_id(node, caller)
 
     def _is_written_by(self, node: Node, uid: int) -> bool:
         handles = self.handles.values()
@@ -258,11 +260,11 @@ class Passthrough(OpenFiles):
         else:
             os.truncate(magic(self.descriptors.of(node)), size)
 
-    def clear_set_id(self, node: Node) -> None:
-        """Take the bits away that writing takes away."""
+    def clear_set_id(self, node: Node, caller: Caller) -> None:
+        """Take the bits away that the caller's writing takes away."""
         fd = os.open(magic(self.descriptors.of(node)), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            clear_set_id(fd)
+            clear_set_id(fd, caller)
         finally:
             os.close(fd)
 

@@ -3,7 +3,7 @@
 What was made through the tree, or looked through before, is taken to be in memory (`Node.warm`). Elsewhere the kernel
 is asked whether it knows a name by itself, 3 us for each. If it doesn't, a worker looks for it and, while it is about
 it, at the others in a small directory, which is warm from then on. Where the filesystem beneath can't tell what is in
-memory (ZFS), that is done at the first look into each directory, and the later ones are answered at once.
+memory, that is done at the first look into each directory, and the later ones are answered at once.
 """
 
 from __future__ import annotations

@@ -65,6 +65,7 @@ class Area:
         self.frozen = False
         self.timeout = FOREVER
         self.tells = True  # the filesystem beneath says what it would have to read from a disk
+        self.quiet = 0  # how many names were in memory, one after another
         self._told: dict[Node, tuple[int, int, int]] = {}  # files that the kernel was told of while frozen
         self._absent: set[tuple[int, bytes]] = set()
         self._stirred: trio.Event | None = None  # there is one while somebody waits
@@ -199,7 +200,7 @@ class Area:
         """Show a view with the contents and inode numbers that were shown before."""
         self.detach()
         self.view = view
-        self.root.warm = False
+        self.root.warm, self.quiet = False, 0
 
     def attach_anew(self, view: View) -> list[tuple[int, list[bytes]]]:
         """Show a view in which inode numbers or contents may differ: every node that the kernel knows is looked

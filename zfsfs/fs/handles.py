@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -36,6 +37,7 @@ class DirectoryHandle:
     uid: int = 0
     guest: bool = False
     warm_at: int = -1
+    looking: threading.Lock | None = None  # locked while a worker looks ahead, see cold.py
     _batch: list[tuple[bytes, int]] = field(default_factory=list)
     _at: int = 0
 

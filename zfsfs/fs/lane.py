@@ -16,6 +16,7 @@ import errno
 import logging
 import operator
 import os
+import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -25,7 +26,7 @@ import trio
 from zfsfs.fs import wire
 from zfsfs.fs.backing import Backings
 from zfsfs.fs.caller import Caller
-from zfsfs.fs.cold import is_cold, warm, warm_listing
+from zfsfs.fs.cold import answered, is_cold, is_cold_at, look_ahead, warm, warm_listing
 from zfsfs.fs.control import FIRST_INODE
 from zfsfs.fs.handles import DirectoryHandle, FileHandle
 from zfsfs.fs.nodes import Node
@@ -121,7 +122,7 @@ def _raw(handler: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Coro
 _setattr, _readlink, _mknod = _raw(Operations.setattr), _raw(Operations.readlink), _raw(Operations.mknod)
 _mkdir, _symlink, _link = _raw(Operations.mkdir), _raw(Operations.symlink), _raw(Operations.link)
 _unlink, _rmdir, _rename = _raw(Operations.unlink), _raw(Operations.rmdir), _raw(Operations.rename)
-_opendir, _getxattr = _raw(Operations.opendir), _raw(Operations.getxattr)
+_getxattr = _raw(Operations.getxattr)
 
 
 def _name(body: memoryview) -> bytes:
@@ -167,15 +168,25 @@ class Lane:
 
     async def _warm(self, ino: int, name: bytes) -> None:
         node, descriptors = await self._ops.node(ino), self._files.descriptors
-        if not node.warm and is_cold(descriptors, node, name):
+        if is_cold(descriptors, node, name):
             await warm(self._files.workers, descriptors, node, name)
 
     def lookup(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
         node = self._ready(ino)
         name = _name(body)
-        if node is None or (not node.warm and is_cold(self._files.descriptors, node, name)):
+        if node is None:
             return None
+        if not node.warm:
+            return self._lookup_unsure(node, name)
         entry: bytes = self._ops.found(node, name)
+        return entry
+
+    def _lookup_unsure(self, node: Node, name: bytes) -> bytes | None:
+        if is_cold(self._files.descriptors, node, name):
+            return None
+        start = time.perf_counter()
+        entry: bytes = self._ops.found(node, name)
+        answered(node.area, start)
         return entry
 
     def getattr(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
@@ -365,7 +376,9 @@ class Lane:
         if node is None:
             return None
         how = 0 if node.area.frozen else wire.KEEP_CACHE | wire.CACHE_DIR
-        return wire.OPENED.pack(_now(_opendir(self._ops, ino, ctx)), how, 0)
+        handle = self._files.opendir(node, ctx)
+        look_ahead(self._files.workers, handle)
+        return wire.OPENED.pack(handle.fd, how, 0)
 
     def readdirplus(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
         number, offset, size = wire.READ_IN.unpack_from(body)
@@ -374,10 +387,11 @@ class Lane:
         self._tree.running()
         handle = self._files.handles[number]
         assert isinstance(handle, DirectoryHandle)
-        if not handle.node.warm and handle.warm_at != offset:
+        if is_cold_at(handle, offset):
             return None
-        listing = wire.Listing(size)
+        listing, start = wire.Listing(size), time.perf_counter()
         self._ops.listed(handle, offset, listing)
+        answered(handle.node.area, start, len(listing.parts) // 4)
         if not listing.parts:
             handle.node.warm = True
         return b"".join(listing.parts) or wire.DONE

@@ -23,6 +23,7 @@ from zfsfs import syscalls
 from zfsfs.fs.area import Area
 from zfsfs.fs.handles import DirectoryHandle
 from zfsfs.fs.nodes import Descriptors, Node
+from zfsfs.fs.openfiles import NOATIME
 from zfsfs.fs.workers import Workers
 
 #: After so many names that were in memory all are taken to be, until one takes so many seconds.
@@ -119,7 +120,7 @@ def _look_around(folder: int, name: bytes, area: Area) -> bool:
 
 def _again(folder: int) -> int:
     """A descriptor of its own, for `folder` may be read elsewhere."""
-    return os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
+    return os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | NOATIME, dir_fd=folder)
 
 
 def _look_through(folder: int, offset: int, count: int, area: Area) -> bool:

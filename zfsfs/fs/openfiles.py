@@ -21,7 +21,7 @@ from zfsfs.fs.users import FILE, Users
 from zfsfs.fs.workers import Workers
 
 #: Reading through us moves no times, as results promise. Who isn't root may ask for that of own files only.
-_NOATIME = os.O_NOATIME if os.geteuid() == 0 else 0
+NOATIME = os.O_NOATIME if os.geteuid() == 0 else 0
 #: The coarsest clock that filesystems date changes with, and some more; in ns.
 _TICK = 100_000_000
 SET_ID = stat.S_ISUID | stat.S_ISGID
@@ -197,7 +197,7 @@ class OpenFiles:
         """opendir(3)."""
         with self.users.taking(FILE, caller.uid):
             fd = os.open(
-                b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | _NOATIME, dir_fd=self.descriptors.of(node)
+                b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | NOATIME, dir_fd=self.descriptors.of(node)
             )
         handle = DirectoryHandle(fd, node, uid=caller.uid, guest=_is_guest(node.area, caller))
         self.handles[fd] = handle
@@ -254,4 +254,4 @@ def open_flags(flags: int, readable: bool = True) -> int:
     access = flags & os.O_ACCMODE
     if access == os.O_WRONLY and readable:
         access = os.O_RDWR
-    return kept | access | (_NOATIME if readable else 0) | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+    return kept | access | (NOATIME if readable else 0) | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK

@@ -171,8 +171,6 @@ async def _mounted(
     try:
         async with trio.open_nursery() as nursery:
             tree.sessions.nursery = builders.nursery = nursery
-            if line is not None:
-                nursery.start_soon(line.serve)
             natives = Natives(tree, files, kernel)
             nursery.start_soon(lasting, natives.run)
             nursery.start_soon(door.Door(natives, Outputs(tree, logs), knock.socket).serve)
@@ -180,6 +178,8 @@ async def _mounted(
             nursery.start_soon(lasting, builders.tidy)
             nursery.start_soon(_announce, mountpoint, tree, ready)
             with trio.CancelScope() as serving:
+                if line is not None:
+                    nursery.start_soon(_answer, line, serving)
                 nursery.start_soon(_end_on_signal, files, kernel, builders, serving)
                 await pyfuse3.main(max_tasks=1000)
             # First builders, who use sessions; then these, for what they publish is what the mount has shown.
@@ -218,6 +218,12 @@ async def _builders(
     own.put(own.folder, CONTROL, next(numbers), b"log", LogFolder(logs))
     own.put(own.folder, CONTROL, next(numbers), b"wait", WaitFolder(ends))
     return own, tree.builders, logs
+
+
+async def _answer(line: Line, serving: trio.CancelScope) -> None:
+    await line.serve()
+    # It is unmounted: who asked for what is still under way waits for no answer.
+    serving.deadline = trio.current_time() + _PATIENCE
 
 
 async def _announce(mountpoint: str, tree: Tree, ready: Callable[[int], None]) -> None:

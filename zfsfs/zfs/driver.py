@@ -57,6 +57,7 @@ class ZfsDriver:
         self._core = library.load()
         library.check_available(self._core, name)
         self._held: ExitStack | None = None
+        self._health_is_told = health.is_told(name)
 
     # The lock and the groups.
 
@@ -228,7 +229,7 @@ class ZfsDriver:
 
     def trouble(self) -> str:
         """See `Driver.trouble`."""
-        return health.trouble(self.name)
+        return health.trouble(self.name) if self._health_is_told else ""
 
     def sync(self) -> None:
         """See `Driver.sync`: waits for the pool's transaction groups."""

@@ -5,7 +5,14 @@ Source: /proc/spl/kstat/zfs/POOL/state (OpenZFS's spa_stats.c), which is there a
 
 from __future__ import annotations
 
+import os
+
 _STATE = "/proc/spl/kstat/zfs/{}/state"
+
+
+def is_told(name: str) -> bool:
+    """Whether the kernel tells at all of the pool of the dataset `name`: older ones and some containers don't."""
+    return os.access(_STATE.format(name.partition("/")[0]), os.R_OK)
 
 
 def trouble(name: str) -> str:

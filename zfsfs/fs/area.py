@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 #: Seconds for which the kernel may keep what only we can change: for ever, as the protocol goes.
-FOREVER = 365 * 86400.0
+FOREVER = 365 * 86400
 #: The most names that are remembered as absent; the kernel is told to remember no more.
 MOST_ABSENT = 50_000
 
@@ -116,12 +116,12 @@ class Area:
 
     # What the kernel may know.
 
-    def absent(self, parent: Node, name: bytes) -> float:
+    def absent(self, parent: Node, name: bytes) -> int:
         """There is nothing of that name: how long the kernel may believe it."""
         if len(self._absent) < MOST_ABSENT:
             self._absent.add((parent.ino, name))
             return self.timeout
-        return 0.0
+        return 0
 
     def freeze(self) -> tuple[list[tuple[int, bytes]], list[int]]:
         """From now on what is beneath changes behind our back. Returns what the kernel has to look up again: names,
@@ -130,7 +130,7 @@ class Area:
 
         No file may be open but by handles that the kernel keeps nothing of.
         """
-        self.frozen, self.timeout = True, 0.0
+        self.frozen, self.timeout = True, 0
         names = list(self._absent)
         self._absent.clear()
         folders = [self.root.ino]

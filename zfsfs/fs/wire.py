@@ -41,7 +41,8 @@ ENTRY_SIZE = 128
 _VALID = slice(24, 32)  # in an entry: for how long its attributes are good
 _NO_FRACTION = bytes(8)
 _ATTR_AT = 40  # where a file's attributes begin in an entry, with the inode first
-_INO, _MODE = slice(40, 48), slice(100, 104)
+_INO = slice(40, 48)
+_KIND_AT = 101  # the byte of a mode that begins with what kind of file it is
 OPENED = Struct("<QIi")  # handle, flags, backing
 _DIRENT = Struct("<qII")  # after the inode: next offset, length of name, type
 INIT_OUT = Struct("<IIIIHHIIHHII24x")
@@ -66,18 +67,20 @@ DONE = b"done"
 
 now = time.time_ns
 
+_SECOND = 1_000_000_000
 _NO_ATTRIBUTES = (0,) * 16
 
 
-def absent(timeout: float) -> bytes:
+def absent(timeout: int) -> bytes:
     """The answer to a lookup that the kernel may remember for `timeout` seconds: there is nothing of that name."""
-    return _ENTRY.pack(0, 0, int(timeout), 0, 0, 0, *_NO_ATTRIBUTES)
+    return _ENTRY.pack(0, 0, timeout, 0, 0, 0, *_NO_ATTRIBUTES)
 
 
 def entry(node: Node, st: os.stat_result) -> bytes:
     """A file; the kernel may keep name and attributes as long as its area says."""
-    seconds, above = int(node.area.timeout), node.area.shown
-    atime, mtime, ctime = st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns
+    area = node.area
+    seconds, above = area.timeout, area.shown
+    mode, number, _, links, uid, gid, size, atime, mtime, ctime = st  # one step instead of ten
     return _ENTRY.pack(
         node.ino,
         0,
@@ -85,19 +88,19 @@ def entry(node: Node, st: os.stat_result) -> bytes:
         seconds,
         0,
         0,
-        node.ino if not above or node.parent is None else above ^ st.st_ino,
-        st.st_size,
+        node.ino if not above or node.parent is None else above ^ number,
+        size,
         st.st_blocks,
-        atime // 1_000_000_000,
-        mtime // 1_000_000_000,
-        ctime // 1_000_000_000,
-        atime % 1_000_000_000,
-        mtime % 1_000_000_000,
-        ctime % 1_000_000_000,
-        st.st_mode,
-        st.st_nlink,
-        st.st_uid,
-        st.st_gid,
+        atime,
+        mtime,
+        ctime,
+        st.st_atime_ns % _SECOND,
+        st.st_mtime_ns % _SECOND,
+        st.st_ctime_ns % _SECOND,
+        mode,
+        links,
+        uid,
+        gid,
         st.st_rdev & 0xFFFFFFFF,
         st.st_blksize,
         0,
@@ -127,11 +130,11 @@ class Listing:
 def add(listing: Listing, name: bytes, entry: bytes, following: int) -> bool:
     """Add an entry, whose successor is found at offset `following`; False when there is no room."""
     length = len(name)
-    padded = (length + 7) & ~7
+    padded = length + 7 & ~7
     size = ENTRY_SIZE + 24 + padded
     if size > listing.left:
         return False
     listing.left -= size
-    ino, mode = entry[_INO], int.from_bytes(entry[_MODE], "little")
-    listing.parts += (entry, ino, _DIRENT.pack(following, length, mode >> 12), name.ljust(padded, b"\0"))
+    dirent = _DIRENT.pack(following, length, entry[_KIND_AT] >> 4)
+    listing.parts += (entry, entry[_INO], dirent, name.ljust(padded, b"\0"))
     return True

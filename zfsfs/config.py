@@ -22,6 +22,7 @@ from typing import Any
 
 from zfsfs.errors import InvalidName, UsageError
 from zfsfs.names import CacheName, builder_name
+from zfsfs.store import Policy, Publishers
 
 #: Bytes of a log, where nothing else is said.
 LOG_SIZE = 1 << 20
@@ -73,12 +74,21 @@ class KeepFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheRules:
+    """What the configuration says of a cache; None: the cache's own rule counts."""
+
+    policy: Policy | None = None
+    publishers: Publishers | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """See the module."""
 
     linger: float | None = None
     keep_failed: KeepFailed = KeepFailed()
     builders: Mapping[str, Builder] = field(default_factory=dict)
+    caches: Mapping[CacheName, CacheRules] = field(default_factory=dict)
 
 
 # Values. Each raises ValueError with what was expected.
@@ -176,6 +186,14 @@ def _publish(value: object) -> Publish:
         raise ValueError("'always', 'on-success' or 'never'") from None
 
 
+def _policy(value: object) -> Policy:
+    return Policy.of(_text(value))
+
+
+def _publishers(value: object) -> Publishers:
+    return Publishers.of(_text(value))
+
+
 def _cache_name(value: object) -> CacheName:
     try:
         return CacheName(os.fsencode(_text(value)))
@@ -226,13 +244,33 @@ _BUILDER = {
         " {base} are replaced; without {command} the command comes last",
     ),
 }
+_RULES = {
+    "policy": _Key(
+        _policy,
+        "what becomes of sessions that changed something: always (published, by who closes first; the default),\n"
+        "               on-success (if a builder or 'zfsfs build' was successful in it, or somebody has said\n"
+        "               'setfattr -n user.zfsfs.success -v yes caches/NAME@LABEL'; after one 'no' never),\n"
+        "               never (each has a private copy), locked (one session at a time, by whichever path:\n"
+        "               who opens something in another's waits, who would change something there without that\n"
+        "               is told EBUSY) or read-only (EROFS)",
+    ),
+    "publishers": _Key(
+        _publishers,
+        "whose are published: '*' (the default), or users and @groups with commas between them. What others\n"
+        "               change is in a copy that isn't; who comes to such a session of the other kind is told EBUSY",
+    ),
+}
 _CACHE = {
     "name": _Key(_cache_name, "the cache; it is made when there is none"),
     "label": _Key(_label, "which session of it; '' is the one that all share ({id}: one of its own)"),
     "variable": _Key(_text, "the variable that holds its path (ZFSFS_CACHE_NAME)"),
     "publish": _Key(_publish, "what becomes of it: always, on-success (the default) or never"),
 }
-_TABLES = {"builder": "[builder.NAME]", "cache": "[[builder.NAME.cache]]"}
+_TABLES = {
+    "builder": "[builder.NAME]",
+    "cache": "[[builder.NAME.cache]]",
+    "rules": "[cache.NAME]: these count before the cache's own user.zfsfs.policy and user.zfsfs.publishers",
+}
 
 
 def _read(where: str, table: object, keys: Mapping[str, _Key], others: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -270,13 +308,25 @@ def _read_builder(where: str, table: object) -> Builder:
     return Builder(**found, caches=tuple(uses))
 
 
+def _read_rules(where: str, caches: object) -> dict[CacheName, CacheRules]:
+    if not isinstance(caches, dict):
+        raise UsageError(f"{where}: cache must be a table, [cache.NAME]")
+    made = {}
+    for name, each in caches.items():
+        try:
+            made[_cache_name(name)] = CacheRules(**_read(f"{where}: cache {name}", each, _RULES))
+        except ValueError as failure:
+            raise UsageError(f"{where}: cache {name}: it must be {failure}") from None
+    return made
+
+
 def parse(text: str, where: str) -> Config:
     """The configuration that a text means; `where` is what messages call it. Raises UsageError."""
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as failure:
         raise UsageError(f"{where}: {failure}") from None
-    found = _read(where, table, _MOUNT, ("builder",))
+    found = _read(where, table, _MOUNT, ("builder", "cache"))
     builders = table.get("builder", {})
     if not isinstance(builders, dict):
         raise UsageError(f"{where}: builder must be a table, [builder.NAME]")
@@ -287,7 +337,7 @@ def parse(text: str, where: str) -> Config:
         except InvalidName as failure:
             raise UsageError(f"{where}: {failure}") from None
         made[name] = _read_builder(f"{where}: builder {name}", each)
-    return Config(**found, builders=made)
+    return Config(**found, builders=made, caches=_read_rules(where, table.get("cache", {})))
 
 
 def load(path: str | None, store: str) -> Config:
@@ -319,7 +369,12 @@ def builder_option(text: str) -> tuple[str, Builder]:
 def explanation() -> str:
     """Every key and what it means, for --help."""
     lines = ["The configuration is TOML. At its top:"]
-    tables = ((_MOUNT, ""), (_BUILDER, _TABLES["builder"]), (_CACHE, _TABLES["cache"]))
+    tables = (
+        (_MOUNT, ""),
+        (_BUILDER, _TABLES["builder"]),
+        (_CACHE, _TABLES["cache"]),
+        (_RULES, _TABLES["rules"]),
+    )
     for keys, heading in tables:
         if heading:
             lines.append(heading)

@@ -118,7 +118,7 @@ async def _serve(settings: Settings, ready: Callable[[int], None]) -> None:
     store.events.subscribers.append(_log)
     users = _users(settings, store)
     kernel = Kernel()
-    tree = Tree(store, settings.linger, kernel.changed, users)
+    tree = Tree(store, settings.linger, kernel.changed, users, settings.config.caches)
     workers = Workers()
     try:
         await store.start()

@@ -18,7 +18,7 @@ from zfsfs.driver import Driver, Step, viewing
 from zfsfs.errors import Missing, NoSpace
 from zfsfs.names import BuildId, BuildName, CacheName, Dataset, Snapshot, cache, cache_of, cache_tmp, result
 from zfsfs.store import Outcome, RecoveryReport, Session, Store, carry_out, check
-from zfsfs.store.layout import generation
+from zfsfs.store.layout import POLICY, PUBLISHERS, generation, rules
 
 ME = (os.getuid(), os.getgid())
 PLENTY = 10**9
@@ -85,6 +85,8 @@ class Scene:
         self.expected: dict[Snapshot, set[str | None]] = {}
         self.generations = {(self.pip, ""): 0, (self.pip, "first"): 1}
         self.others: list[Session] = []
+        #: The rules that the cache may have, whichever version it is.
+        self.rules: list[dict[str, str]] = [{}]
 
     # What may be found.
 
@@ -108,6 +110,8 @@ class Scene:
         info, name = driver.info(dataset), cache_of(dataset)
         assert info is not None
         assert name is not None
+        if name == self.npm:
+            assert rules(info) in self.rules, f"{dataset} has the rules of nobody: {rules(info)}"
         if (name, found) in self.generations:
             assert generation(info) == self.generations[name, found], (
                 f"{dataset} has the generation of another version"
@@ -146,6 +150,9 @@ class Scene:
 
     async def _cache(self, others: int) -> None:
         await self.store.caches.create(self.npm, ME, 0o755)
+        self.rules = [{POLICY: "on-success", PUBLISHERS: "root"}]
+        for rule, value in self.rules[0].items():
+            await self.store.caches.set_rule(self.npm, rule, value)
         for number in range(others):
             # The older versions live on as long as these.
             self.others.append(await self.store.caches.open(self.npm, f"{number}".encode()))
@@ -318,6 +325,18 @@ async def deleting_a_cache(scene: Scene) -> None:
     await scene.store.complete_deletes()
 
 
+async def setting_a_rule_and_releasing(scene: Scene) -> None:
+    before, after = scene.rules[0], {**scene.rules[0], POLICY: "locked"}
+    scene.rules = [before, after]
+    await scene.store.caches.set_rule(scene.npm, POLICY, "locked")
+    scene.rules = [after]
+    scene.may(scene.npm, "old", "new")
+    await scene.store.caches.release(scene.ours, changed=True)
+    scene.must(scene.npm, "new")
+    await scene.store.caches.set_rule(scene.npm, PUBLISHERS, "root")  # which completes the release first
+    await scene.store.complete_deletes()
+
+
 # In a full store.
 
 
@@ -387,6 +406,7 @@ SEQUENCES = (
     Sequence("cache", release_that_wins_and_the_next_opens),
     Sequence("cache", release_that_loses),
     Sequence("cache", release_of_an_unchanged_session),
+    Sequence("cache", setting_a_rule_and_releasing),
     Sequence("cache", discarding_a_session, deletes=True),
     Sequence("cache", deleting_a_cache, deletes=True),
     Sequence("builds", discarding_a_build_in_a_full_store, deletes=True, acted=True),

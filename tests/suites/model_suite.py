@@ -135,7 +135,7 @@ class World:
     # What users do.
 
     async def write(self, area: Area, name: str, text: str) -> None:
-        await self.tree.begin(area, ME.uid)
+        await self.tree.begin(area, ME)
         flags = os.O_WRONLY | os.O_TRUNC
         try:
             node, _ = self.files.lookup(area.root, name.encode())
@@ -149,12 +149,12 @@ class World:
         await self.ended(area)
 
     async def unlink(self, area: Area, name: str) -> None:
-        await self.tree.begin(area, ME.uid)
+        await self.tree.begin(area, ME)
         self.files.unlink(area.root, name.encode())
         await self.ended(area)
 
     async def hold(self, area: Area) -> None:
-        await self.tree.begin(area, ME.uid)
+        await self.tree.begin(area, ME)
         self.handles[bytes(area.place.name)] = self.files.opendir(area.root, ME).fd  # type: ignore[union-attr]
 
     async def let_go(self, area: Area) -> None:

@@ -6,9 +6,10 @@ import math
 
 import pytest
 
-from zfsfs.config import Config, KeepFailed, Publish, builder_option, explanation, load, parse
+from zfsfs.config import CacheRules, Config, KeepFailed, Publish, builder_option, explanation, load, parse
 from zfsfs.errors import UsageError
 from zfsfs.names import CacheName
+from zfsfs.store import Policy, Publishers
 
 WHOLE = """
 linger = 1.5
@@ -68,6 +69,12 @@ def test_everything_at_once():
         ('[builder.a]\ncommand = "x"\n[[builder.a.cache]]\nname = "a@b"', "the name of a cache"),
         ('[builder.a]\ncommand = "x"\n[[builder.a.cache]]\nname = "a"\npublish = 1', "'always', 'on-success' or"),
         ('[builder.a]\ncommand = "x"\n[[builder.a.cache]]\nname = "a"\nlabel = ""', "can only be published always"),
+        ('[cache.c]\npolcy = "never"', "cache c: there is no key 'polcy'; did you mean 'policy'?"),
+        ('[cache.c]\npolicy = "some"', "it must be 'always', 'on-success', 'never', 'locked' or 'read-only'"),
+        ('[cache.c]\npublishers = "no such user"', "it must be users and groups that exist"),
+        ('[cache."c@d"]', "cache c@d: it must be the name of a cache"),
+        ("cache = 1", "cache must be a table"),
+        ("[cahce.c]", "did you mean 'cache'?"),
         ("keep-failed = 'many'", "a number of builds"),
     ],
 )
@@ -95,5 +102,11 @@ def test_the_option_for_one_builder():
 
 
 def test_every_key_is_explained():
-    for key in ("linger", "command", "time-limit", "sandbox", "publish", "native"):
+    for key in ("linger", "command", "time-limit", "sandbox", "publish", "native", "policy", "publishers"):
         assert key in explanation()
+
+
+def test_the_rules_of_caches():
+    found = parse('[cache.c]\npolicy = "locked"\n[cache.d]\npublishers = "root,@0"', "f").caches
+    assert found[CacheName(b"c")] == CacheRules(Policy.LOCKED)
+    assert found[CacheName(b"d")] == CacheRules(None, Publishers.of("root,@0"))

@@ -16,12 +16,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 import trio
 
 from zfsfs.builders import cgroups, supervisor
 from zfsfs.builders.supervisor import Ended, Job
+from zfsfs.native.processes import started
 from zfsfs.threads import in_thread
 
 log = logging.getLogger(__name__)
@@ -39,7 +41,7 @@ class Records:
 
     def add(self, name: str, pid: int, cgroup: str | None, grace: float) -> None:
         """Remember a supervisor. Raises OSError."""
-        text = json.dumps({"pid": pid, "start": _started(pid), "cgroup": cgroup, "grace": grace})
+        text = json.dumps({"pid": pid, "start": started(pid), "cgroup": cgroup, "grace": grace})
         fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=self._fd)
         with os.fdopen(fd, "w") as file:
             file.write(text)
@@ -66,21 +68,12 @@ class Records:
         os.close(self._fd)
 
 
-def _started(pid: int) -> int:
-    """When a process was started (proc(5), field 22): with the pid it says which process that is."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[19])
-    except OSError:
-        return -1
-
-
 def _end(pid: int, start: int, cgroup: str | None, grace: float) -> bool:
     running = False
     with suppress(ProcessLookupError):
         process = os.pidfd_open(pid)
         try:
-            if _started(pid) == start:
+            if started(pid) == start:
                 running = True
                 # It has lost its daemon, and is ending what it has started.
                 poll = select.poll()
@@ -96,8 +89,11 @@ def _end(pid: int, start: int, cgroup: str | None, grace: float) -> bool:
     return running
 
 
-async def supervise(job: Job, name: str, records: Records, cancelled: trio.Event) -> Ended:
-    """Run a job to its end; with `cancelled` or the cancellation of the task, that is soon."""
+async def supervise(
+    job: Job, name: str, records: Records, cancelled: trio.Event, begins: Callable[[int], None] = lambda pid: None
+) -> Ended:
+    """Run a job to its end; with `cancelled` or the cancellation of the task, that is soon. `begins` is told of the
+    process that the command will come of."""
     job.cgroup = await in_thread(cgroups.make, f"zfsfs-build-{name}")
     command = [sys.executable, "-I", _PROGRAM]
     begun = time.monotonic()
@@ -113,6 +109,7 @@ async def supervise(job: Job, name: str, records: Records, cancelled: trio.Event
     with trio.CancelScope(shield=True):
         try:
             records.add(name, process.pid, job.cgroup, job.grace)
+            begins(process.pid)
             ended = await _until_ended(process, job, cancelled)
         except (OSError, trio.BrokenResourceError, ValueError) as failure:
             ended = Ended(reason=f"it could not be supervised: {failure}", duration=time.monotonic() - begun)

@@ -103,17 +103,21 @@ class _Run:
     def carry_out(self, command: Sequence[str], *, native: bool) -> int:
         """All of it; returns the exit code."""
         started = time.monotonic()
+        # In this order by all, or two could wait for each other's locked caches. A signal ends the waiting.
+        names = sorted({self._path_of(use) for use in self._caches})
+        held = [os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for name in names]
         # From here on a signal ends the command, and only then us.
         for number in _SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._interrupted)
-        held = [os.open(self._path_of(use), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for use in self._caches]
         self._make()
+        said = b"no"
         self._say("is started")
         try:
             code = self._command(command, native=native)
             if code == 0 and not self._signals:
                 self._publish()
+                said = b"yes"
                 self._say(f"is published after {time.monotonic() - started:.1f} s")
                 return 0
         except BaseException:
@@ -121,6 +125,9 @@ class _Run:
             raise
         finally:
             for fd in held:
+                # For caches that are published on success.
+                with suppress(OSError):
+                    os.setxattr(fd, "user.zfsfs.success", said)
                 os.close(fd)
         if self._signals:
             self._discard(f"was interrupted by {signal.Signals(self._signals[0]).name}")

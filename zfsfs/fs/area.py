@@ -59,6 +59,8 @@ class Area:
         self.writers = 0
         self.guests = 0  # of those that are open: of users who may only read here
         self.is_guest: Callable[[Caller], bool] | None = None
+        # Who may change something is decided by more than modes: raises, or takes note of it.
+        self.gate: Callable[[Caller], None] | None = None
         self.on_forgotten: Callable[[Area], None] | None = None
         self.held: Holding | None = None
         # Changed natively, behind our back: nothing may be changed through us or kept by the kernel meanwhile.

@@ -28,6 +28,7 @@ from zfsfs.fs.area import Area
 from zfsfs.fs.caller import Caller
 from zfsfs.fs.logs import Logs
 from zfsfs.fs.places import BuildPlace
+from zfsfs.fs.sessions import NOBODY
 from zfsfs.fs.tree import BUILDS, Tree
 from zfsfs.fs.waiting import Ends
 from zfsfs.names import SessionName
@@ -137,16 +138,22 @@ class Builders:
         except OSError as failure:
             return Ended(reason=f"its output can't be kept: {failure.strerror}")
         opened: list[tuple[CacheUse, Area]] = []
+        ended = Ended(reason="it was not supervised to its end")
         try:
             environment = self._environment(run)
-            try:
-                for use in builder.caches:
-                    area = await self._open(use, run)
-                    opened.append((use, area))
-                    name = use.variable or f"ZFSFS_CACHE_{use.name.name.decode('utf-8', 'surrogateescape').upper()}"
-                    environment[name] = self._path(area.place.path())
-            except (ZfsfsError, OSError) as failure:
-                return Ended(reason=f"cache {use.name} can't be opened: {failure}")
+            # In this order by all, or two could wait for each other's locked caches.
+            for use in sorted(builder.caches, key=lambda use: use.name.name):
+                try:
+                    area = await self._opened(use, run)
+                except (ZfsfsError, OSError) as failure:
+                    ended = Ended(reason=f"cache {use.name} can't be opened: {failure}")
+                    return ended
+                if area is None:
+                    ended = Ended(reason="cancelled")
+                    return ended
+                opened.append((use, area))
+                name = use.variable or f"ZFSFS_CACHE_{use.name.name.decode('utf-8', 'surrogateescape').upper()}"
+                environment[name] = self._path(area.place.path())
             job = Job(
                 command=self._command(run), directory=self._path(place.path()), environment=environment,
                 log=fd, log_size=builder.log_size, user=_identity(run.user), time_limit=builder.time_limit,
@@ -156,13 +163,20 @@ class Builders:
             self._tree.store.events.append(
                 "builder-started", str(ident), f"builder {place.name.builder} works on {ident}"
             )
-            ended = await supervise(job, str(run.guid), self._records, run.cancelled)
+
+            def begins(pid: int) -> None:
+                for _, area in opened:
+                    self._tree.sessions.admit(area, pid)
+
+            ended = await supervise(job, str(run.guid), self._records, run.cancelled, begins)
         finally:
             os.close(fd)
-            for _, area in opened:
-                area.closed(writing=False)
+            for use, area in opened:
+                publishes = _publishes(use, ended.success)
+                self._tree.sessions.release(area, success=ended.success, publishes=publishes)
         for use, area in opened:
-            await self._close(use, area, ended.success)
+            if not _publishes(use, ended.success):
+                await self._discard(area)
         return ended
 
     def _native(self, run: Run, opened: list[tuple[CacheUse, Area]]) -> list[bytes]:
@@ -204,6 +218,25 @@ class Builders:
         }
         return found | dict(run.builder.environment)
 
+    async def _opened(self, use: CacheUse, run: Run) -> Area | None:
+        """A cache's session for a run; None when it was cancelled while it waited for its turn."""
+        area = failure = None
+        async with trio.open_nursery() as nursery:
+
+            async def cancel() -> None:
+                await run.cancelled.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(cancel)
+            try:
+                area = await self._open(use, run)
+            except (ZfsfsError, OSError) as error:
+                failure = error
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        return area
+
     async def _open(self, use: CacheUse, run: Run) -> Area:
         sessions, owner = self._tree.sessions, (run.user.uid, run.user.gid)
         label = use.label.replace(b"{id}", _place(run.area).name.id.name) if use.label is not None else None
@@ -211,17 +244,12 @@ class Builders:
             with suppress(Exists):
                 await self._tree.store.caches.create(use.name, owner, 0o755)
         area = sessions.area(SessionName(use.name, label))
-        area.opened(writing=False)
-        try:
-            await sessions.begin(area, run.user.uid)
-        except BaseException:
-            area.closed(writing=False)
-            raise
+        await sessions.begin(area, Caller(run.user.uid, run.user.gid, NOBODY), opens=True)
+        _, _, groups = _identity(run.user) or (0, 0, [run.user.gid])
+        sessions.use(area, run.user.uid, groups)
         return area
 
-    async def _close(self, use: CacheUse, area: Area, success: bool) -> None:
-        if use.publish is Publish.ALWAYS or (use.publish is Publish.ON_SUCCESS and success):
-            return  # it publishes itself
+    async def _discard(self, area: Area) -> None:
         path = area.place.path()
         if b"@" in path:
             await self._by_path(lambda root: os.rmdir(path, dir_fd=root))
@@ -331,6 +359,11 @@ class Builders:
             run.cancel()
         while self._runs:
             await self._idle.wait()
+
+
+def _publishes(use: CacheUse, success: bool) -> bool:
+    """Whether what a builder did in a cache may be published, as far as its own configuration says."""
+    return use.publish is Publish.ALWAYS or (use.publish is Publish.ON_SUCCESS and success)
 
 
 def _identity(user: Caller) -> tuple[int, int, list[int]] | None:

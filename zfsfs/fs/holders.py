@@ -22,6 +22,7 @@ from typing import Any
 
 from zfsfs import syscalls
 from zfsfs.names import shown
+from zfsfs.native.processes import command_of, read_proc, unescaped
 
 #: What a process may refer to, by its name under /proc/PID.
 PLACES = {"cwd": "working directory", "root": "root directory"}
@@ -77,19 +78,6 @@ class Mount:
     device: int
 
 
-def read_proc(path: str) -> bytes:
-    """A file of /proc; nothing where the process is gone, or not ours to look at."""
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError:
-        return b""
-
-
-def _unescaped(text: bytes) -> bytes:
-    return re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), text)
-
-
 def mounts_in(mountinfo: bytes, wanted: Wanted) -> Iterator[Mount]:
     """The mounts in a mountinfo of parts of the tree, and of the datasets looked for."""
     for line in mountinfo.splitlines():
@@ -99,15 +87,15 @@ def mounts_in(mountinfo: bytes, wanted: Wanted) -> Iterator[Mount]:
             continue
         major, _, minor = fields[2].partition(b":")
         device = os.makedev(int(major), int(minor))
-        at = _unescaped(fields[4])
+        at = unescaped(fields[4])
         if device == wanted.device:
-            root = _unescaped(fields[3]).removesuffix(b"//deleted")
+            root = unescaped(fields[3]).removesuffix(b"//deleted")
             if root != b"/":
                 yield Mount(root.lstrip(b"/"), at, native=False, device=device)
             continue
         path = wanted.natives.get(device)
         if path is None and kind[0] == b"zfs":
-            path = wanted.sources.get(_unescaped(kind[1]).partition(b"@")[0])
+            path = wanted.sources.get(unescaped(kind[1]).partition(b"@")[0])
         if path is not None:
             yield Mount(path, at, native=True, device=device)
 
@@ -134,7 +122,7 @@ class _Process:
             uid = re.search(rb"^Uid:\s+\d+\s+(\d+)", status, re.MULTILINE)
             gids = re.findall(rb"^(?:Gid:\s+\d+\s+(\d+)|Groups:[ \t]*(.*))", status, re.MULTILINE)
             groups = frozenset(int(gid) for found in gids for text in found for gid in text.split())
-            command = shown(read_proc(f"/proc/{self._pid}/comm").removesuffix(b"\n") or b"?")
+            command = command_of(self._pid)
             container = container_of(read_proc(f"/proc/{self._pid}/cgroup"))
             owner = int(uid[1]) if uid else -1
             self._known = Holder(self._pid, owner, command, what, container=container, groups=groups)

@@ -145,19 +145,22 @@ class Lane:
         node = self._by_ino.get(ino) if ino >= FIRST_INODE else None
         return node if node is not None and node.area.view is not None and not self._tree.stopped else None
 
-    def _begun(self, ino: int) -> Node | None:
+    def _begun(self, ino: int, pid: int) -> Node | None:
         """The node, if it can be changed or opened without waiting."""
         node = self._by_ino.get(ino) if ino >= FIRST_INODE else None
-        return node if node is not None and self._tree.begun(node.area) and not self._tree.stopped else None
+        return node if node is not None and self._tree.begun(node.area, pid) and not self._tree.stopped else None
 
-    async def prepare(self, opcode: int, ino: int, uid: int, body: memoryview) -> None:
+    async def prepare(self, opcode: int, ino: int, ctx: Context, body: memoryview) -> None:
         """Wait until a request that was left can be answered. Raises OSError, ZfsfsError."""
         also = wire.U64.unpack_from(body)[0] if opcode in (wire.RENAME, wire.RENAME2, wire.LINK) else ino
         for each in {ino, also}:
             if opcode in _LOOKING:
                 await self._ops.node(each)
             elif opcode != wire.READDIRPLUS:
-                await self._ops.changing(each, uid)
+                opens = opcode == wire.OPENDIR or (
+                    opcode == wire.OPEN and self._ops.may_wait(*wire.U32.unpack_from(body))
+                )
+                await self._ops.opening(each, ctx, opens=opens)
         if opcode == wire.LOOKUP:
             await self._warm(ino, _name(body))
         elif opcode == wire.READDIRPLUS:
@@ -194,7 +197,8 @@ class Lane:
         return None if node is None else wire.attributes(self._ops.attributes(node))
 
     def setattr(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
-        if not self._begun(ino):
+        (about,) = wire.U32.unpack_from(body)
+        if not (self._ready(ino) if about & wire.HANDLE else self._begun(ino, ctx.pid)):
             return None
         (valid, _, handle, size, _, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns, mode, _, uid, gid) = (
             wire.SETATTR_IN.unpack_from(body)
@@ -242,21 +246,21 @@ class Lane:
     # Making and removing.
 
     def mknod(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
-        if not self._begun(ino):
+        if not self._begun(ino, ctx.pid):
             return None
         mode, device, ctx.umask, _ = wire.MKNOD_IN.unpack_from(body)
         entry: bytes = _now(_mknod(self._ops, ino, _name(body[16:]), mode, device, ctx))
         return entry
 
     def mkdir(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
-        if not self._begun(ino):
+        if not self._begun(ino, ctx.pid):
             return None
         mode, ctx.umask = wire.TWO_U32.unpack_from(body)
         entry: bytes = _now(_mkdir(self._ops, ino, _name(body[8:]), mode, ctx))
         return entry
 
     def symlink(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
-        if not self._begun(ino):
+        if not self._begun(ino, ctx.pid):
             return None
         name, target = bytes(body).split(b"\0")[:2]
         entry: bytes = _now(_symlink(self._ops, ino, name, target, ctx))
@@ -264,19 +268,19 @@ class Lane:
 
     def link(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
         (node,) = wire.U64.unpack_from(body)
-        if not self._begun(ino) or not self._begun(node):
+        if not self._begun(ino, ctx.pid) or not self._begun(node, ctx.pid):
             return None
         entry: bytes = _now(_link(self._ops, node, ino, _name(body[8:]), ctx))
         return entry
 
     def unlink(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
-        if not self._begun(ino):
+        if not self._begun(ino, ctx.pid):
             return None
         _now(_unlink(self._ops, ino, _name(body), ctx))
         return wire.DONE
 
     def rmdir(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
-        if not self._begun(ino):
+        if not self._begun(ino, ctx.pid):
             return None
         _now(_rmdir(self._ops, ino, _name(body), ctx))
         return wire.DONE
@@ -290,7 +294,7 @@ class Lane:
         return self._renamed(ino, parent, flags, ctx, body[16:])
 
     def _renamed(self, old: int, new: int, flags: int, ctx: Context, names: memoryview) -> bytes | None:
-        if not self._begun(old) or not self._begun(new):
+        if not self._begun(old, ctx.pid) or not self._begun(new, ctx.pid):
             return None
         old_name, new_name = bytes(names).split(b"\0")[:2]
         _now(_rename(self._ops, old, old_name, new, new_name, flags, ctx))
@@ -299,7 +303,7 @@ class Lane:
     # Files.
 
     def open(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
-        node = self._begun(ino)
+        node = self._begun(ino, ctx.pid)
         if node is None:
             return None
         (flags,) = wire.U32.unpack_from(body)
@@ -311,7 +315,7 @@ class Lane:
         return wire.OPENED.pack(handle.fd, how, handle.backing)
 
     def create(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
-        node = self._begun(ino)
+        node = self._begun(ino, ctx.pid)
         if node is None:
             return None
         flags, mode, umask, _ = wire.CREATE_IN.unpack_from(body)
@@ -372,7 +376,7 @@ class Lane:
     # Directories and attributes.
 
     def opendir(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
-        node = self._begun(ino)
+        node = self._begun(ino, ctx.pid)
         if node is None:
             return None
         how = 0 if node.area.frozen else wire.KEEP_CACHE | wire.CACHE_DIR

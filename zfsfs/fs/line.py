@@ -193,14 +193,14 @@ class Line:
     async def _later(self, request: bytes) -> None:
         """Answer a request once that is possible."""
         _, opcode, unique, ino, uid, gid, pid, _ = wire.HEADER.unpack_from(request)
-        body = memoryview(request)[wire.HEADER_SIZE :]
+        body, ctx = memoryview(request)[wire.HEADER_SIZE :], Context(uid, gid, pid)
         while True:
             try:
-                await self.lane.prepare(opcode, ino, uid, body)
+                await self.lane.prepare(opcode, ino, ctx, body)
             except Exception as failure:
                 self._fail(opcode, unique, failure)
                 return
-            if self._handle(self._handlers[opcode], unique, ino, Context(uid, gid, pid), body):
+            if self._handle(self._handlers[opcode], unique, ino, ctx, body):
                 return
 
     def _handle(self, handler: Handler, unique: int, ino: int, ctx: Context, body: memoryview) -> bool:

@@ -92,7 +92,10 @@ class Natives:
                 held.granted += 1
                 return Grant(held, None)
         area = self._area(identity)
-        self._allow(area, peer, writable=self._target(area)[1])
+        writable = self._target(area)[1]
+        self._allow(area, peer, writable=writable)
+        if area.gate is not None and writable and not read_only:
+            self._tree.sessions.ruling.claim(area, peer.uid, peer.groups)
         return await self.grant(area, read_only=read_only)
 
     async def grant(self, area: Area, *, read_only: bool = False) -> Grant:
@@ -137,7 +140,7 @@ class Natives:
             if not place.deleted:
                 return place.dataset, False
         elif place.session is not None and not place.discarded:
-            return place.session.dataset, True
+            return place.session.dataset, not area.read_only
         raise Refused(f"{_name(area)} has been removed")
 
     def _allow(self, area: Area, peer: Peer, *, writable: bool) -> None:

@@ -44,9 +44,9 @@ class OpenFiles:
         #: Files that were written into, and what time the kernel believes them to have, see `_timed`.
         self._written: dict[Node, int] = {}
 
-    def changing(self, area: Area) -> None:
-        """Something in an area is about to be changed. Raises EROFS, EBUSY."""
-        may_change(area)
+    def changing(self, area: Area, caller: Caller | None = None) -> None:
+        """Something in an area is about to be changed. Raises what `may_change` does."""
+        may_change(area, caller)
         area.changed = area.touched = True
 
     def open(self, node: Node, flags: int, caller: Caller) -> FileHandle:
@@ -57,7 +57,7 @@ class OpenFiles:
     def _open(self, node: Node, flags: int, caller: Caller) -> FileHandle:
         writing = is_writing(flags)
         if writing or flags & os.O_TRUNC:
-            may_change(node.area)
+            may_change(node.area, caller)
             if flags & os.O_TRUNC:
                 node.area.changed = True
         fd = self._open_by_name(node, flags)
@@ -231,12 +231,14 @@ def _write_all(fd: int, data: bytes, offset: int) -> int:
     return written
 
 
-def may_change(area: Area) -> None:
-    """Raises EROFS, EBUSY."""
+def may_change(area: Area, caller: Caller | None = None) -> None:
+    """Raises EROFS, EBUSY; and what the area's gate does, for a caller who was not asked about yet."""
     if area.read_only:
         raise error(errno.EROFS)
     if area.frozen:
         raise error(errno.EBUSY)
+    if area.gate is not None and caller is not None:
+        area.gate(caller)
 
 
 def _is_guest(area: Area, caller: Caller) -> bool:

@@ -49,11 +49,24 @@ class Operations(OwnOperations):
             await self._tree.ready(node.area)
         return node
 
-    async def changing(self, ino: int, uid: int) -> Node:
-        """The same, for what is about to be opened or changed."""
-        node = await self.node(ino)
-        await self._tree.begin(node.area, uid)
+    async def changing(self, ino: int, ctx: pyfuse3.RequestContext) -> Node:
+        """The same, for what is about to be changed. Raises what the area's gate does."""
+        node = await self.opening(ino, ctx, opens=False)
+        if node.area.gate is not None and not node.area.read_only:
+            node.area.gate(_caller(ctx))
         return node
+
+    async def opening(self, ino: int, ctx: pyfuse3.RequestContext | Caller, *, opens: bool = True) -> Node:
+        """The same, for what is about to be opened."""
+        node = await self.node(ino)
+        if not self._tree.begun(node.area, ctx.pid):
+            await self._tree.begin(node.area, Caller(ctx.uid, ctx.gid, ctx.pid), opens=opens)
+        return node
+
+    def may_wait(self, flags: int) -> bool:
+        """Whether an open of a file can wait without holding up others: it can't while the kernel has the file locked
+        because it keeps what is written and is about to drop it (fuse_open in fs/fuse/file.c)."""
+        return not flags & os.O_TRUNC or self._files.backings is not None
 
     @answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: object) -> Attributes:
@@ -106,7 +119,8 @@ class Operations(OwnOperations):
         fh: int | None,
         ctx: pyfuse3.RequestContext,
     ) -> Attributes:
-        node = await self.changing(inode, ctx.uid)
+        # By a handle it is who has opened the file, or the kernel with what it has gathered.
+        node = await (self.changing(inode, ctx) if fh is None else self.node(inode))
         files = self._files
         if fields.update_size:
             files.truncate(node, attr.st_size, None if fh is None else files.file(fh))
@@ -139,7 +153,7 @@ class Operations(OwnOperations):
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> Attributes:
-        parent = await self.changing(parent_inode, ctx.uid)
+        parent = await self.changing(parent_inode, ctx)
         self._files.mknod(parent, name, self._files.masked(parent, mode, ctx.umask), rdev, _caller(ctx))
         return self._entry(parent, name)
 
@@ -151,13 +165,13 @@ class Operations(OwnOperations):
             entry = await self._root_of(area)
             self._found(area)
             return entry
-        parent = await self.changing(parent_inode, ctx.uid)
+        parent = await self.changing(parent_inode, ctx)
         self._files.mkdir(parent, name, self._files.masked(parent, mode, ctx.umask), caller)
         return self._entry(parent, name, warm=True)
 
     @answered
     async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext) -> Attributes:
-        parent = await self.changing(parent_inode, ctx.uid)
+        parent = await self.changing(parent_inode, ctx)
         self._files.symlink(parent, name, target, _caller(ctx))
         return self._entry(parent, name)
 
@@ -167,20 +181,20 @@ class Operations(OwnOperations):
     ) -> Attributes:
         if new_parent_inode < FIRST_INODE:
             raise error(errno.EPERM)
-        parent = await self.changing(new_parent_inode, ctx.uid)
+        parent = await self.changing(new_parent_inode, ctx)
         self._files.link(await self.node(inode), parent, new_name)
         return self._entry(parent, new_name)
 
     @answered
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        self._files.unlink(await self.changing(parent_inode, ctx.uid), name)
+        self._files.unlink(await self.changing(parent_inode, ctx), name)
 
     @answered
     async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         if parent_inode in GROUPS:
             await self._tree.rmdir(GROUPS[parent_inode], name)
         else:
-            self._files.rmdir(await self.changing(parent_inode, ctx.uid), name)
+            self._files.rmdir(await self.changing(parent_inode, ctx), name)
 
     @answered
     async def rename(
@@ -208,8 +222,8 @@ class Operations(OwnOperations):
                 parent_inode_old < FIRST_INODE and parent_inode_new < FIRST_INODE
             )
             raise error(errno.EPERM if same else errno.EXDEV)
-        old = await self.changing(parent_inode_old, ctx.uid)
-        new = await self.changing(parent_inode_new, ctx.uid)
+        old = await self.changing(parent_inode_old, ctx)
+        new = await self.changing(parent_inode_new, ctx)
         self._files.rename(old, name_old, new, name_new, flags, _caller(ctx))
 
     # Extended attributes.
@@ -249,14 +263,20 @@ class Operations(OwnOperations):
 
     @answered
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
-        node = await self.changing(inode, ctx.uid)
+        node = await self.node(inode)
         if node.parent is None and name.startswith(b"user.zfsfs."):
-            raise error(errno.EPERM)
+            await self._tree.sessions.ruling.set(node.area, name, value, _caller(ctx))
+            return
+        node = await self.changing(inode, ctx)
         self._files.setxattr(node, name, value, _caller(ctx))
 
     @answered
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        self._files.removexattr(await self.changing(inode, ctx.uid), name)
+        node = await self.node(inode)
+        if node.parent is None and name.startswith(b"user.zfsfs."):
+            await self._tree.sessions.ruling.remove(node.area, name, _caller(ctx))
+            return
+        self._files.removexattr(await self.changing(inode, ctx), name)
 
     # Files.
 
@@ -264,7 +284,7 @@ class Operations(OwnOperations):
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         if inode < FIRST_INODE:
             return await self._open_own(inode, flags, ctx)
-        node = await self.changing(inode, ctx.uid)
+        node = await self.opening(inode, ctx, opens=self.may_wait(flags))
         handle = self._files.open(node, flags, _caller(ctx))
         return self.opened(fh=handle.fd, direct_io=handle.direct, keep_cache=not handle.direct)
 
@@ -272,7 +292,7 @@ class Operations(OwnOperations):
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, Attributes]:
-        parent = await self.changing(parent_inode, ctx.uid)
+        parent = await self.changing(parent_inode, ctx)
         handle, entry = self.created(parent, name, self._files.masked(parent, mode, ctx.umask), flags, _caller(ctx))
         return self.opened(fh=handle.fd, keep_cache=True), entry
 
@@ -317,7 +337,7 @@ class Operations(OwnOperations):
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         if inode < FIRST_INODE:
             return self._opendir_own(inode, ctx.uid)
-        return self._files.opendir(await self.changing(inode, ctx.uid), _caller(ctx)).fd
+        return self._files.opendir(await self.opening(inode, ctx), _caller(ctx)).fd
 
     @answered
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:

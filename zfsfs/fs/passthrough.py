@@ -106,7 +106,7 @@ class Passthrough(OpenFiles):
 
         Raises ESTALE when it is there after all: the kernel then looks again and checks who may open it.
         """
-        self.changing(parent.area)
+        self.changing(parent.area, caller)
         with self.users.taking(FILE, caller.uid):
             return self._create(parent, name, stat.S_IMODE(mode), flags, caller)
 

@@ -15,6 +15,11 @@ from zfsfs.store import Session
 if TYPE_CHECKING:
     from zfsfs.fs.area import Area
     from zfsfs.fs.building import Run
+    from zfsfs.native.processes import Process
+
+
+#: The most sessions of a cache whose end is remembered.
+MOST_OUTCOMES = 1000
 
 
 @dataclass(eq=False, slots=True)
@@ -94,6 +99,10 @@ class CachePlace:
     stuck: ZfsfsError | None = None
     telling: int = 0
     outcome: str = ""
+    success: bool | None = None  # of what its session is for, when somebody has said so
+    publisher: bool | None = None  # whether its session is of one who may publish, once that is decided
+    uses: int = 0  # builders that have its session
+    openers: set[Process] = field(default_factory=set)  # whose turn it is, of a locked cache, as far as known
     holders: list[str] = field(default_factory=list)
 
     kind = "cache"
@@ -122,6 +131,16 @@ class SharedCache:
     view: View | None = None
     lock: trio.Lock = field(default_factory=trio.Lock)
     areas: dict[bytes, Area] = field(default_factory=dict)  # by the name under caches/
+    outcomes: dict[bytes, str] = field(default_factory=dict)  # how the last sessions ended, by the same names
+    waiters: int = 0  # who waits for their turn, and what tells them that a session has closed
+    ended: trio.Event = field(default_factory=trio.Event)
+
+    def remember(self, name: bytes, outcome: str) -> None:
+        """A session has ended. The kernel forgets its directory sooner than people do."""
+        self.outcomes.pop(name, None)
+        self.outcomes[name] = outcome
+        if len(self.outcomes) > MOST_OUTCOMES:
+            del self.outcomes[next(iter(self.outcomes))]
 
 
 Place = BuildPlace | ResultPlace | FailedPlace | CachePlace

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 
 import trio
@@ -24,22 +24,27 @@ from zfsfs.fs.nodes import NodeTable, stale
 from zfsfs.fs.permission import WRITE, permits
 from zfsfs.fs.places import CachePlace, SharedCache
 from zfsfs.fs.quiet import DRAIN, closed
+from zfsfs.fs.rules import CacheRuling
+from zfsfs.fs.turns import Holds, Turns, open_by
 from zfsfs.fs.users import SESSION, Users
 from zfsfs.names import CacheName, SessionName, cache
-from zfsfs.store import Outcome, Session, Store
+from zfsfs.native.processes import Process
+from zfsfs.store import Outcome, Policy, Session, Store
 from zfsfs.threads import in_thread
 
 log = logging.getLogger(__name__)
 
 #: Seconds between two looks at who still holds a session without an open file.
 HOLDER_PAUSE = 0.25
+#: The pid of a caller that is a builder, before it has a process.
+NOBODY = -1
 #: Seconds before a session is closed again that could not be (a full pool).
 RETRY = 5.0
 
 
 class Sessions:
     """All caches' areas. `scan` tells who holds an area without an open handle; `tell` makes the kernel forget
-    an area's names and the attributes of inodes."""
+    an area's names and the attributes of inodes; `holds` tells whether one of some processes holds an area."""
 
     def __init__(
         self,
@@ -49,7 +54,10 @@ class Sessions:
         scan: Callable[[Area, bool], Awaitable[list[str]]],
         tell: Callable[[bytes, list[int]], Awaitable[None]],
         users: Users,
+        ruling: CacheRuling,
+        holds: Holds,
     ) -> None:
+        self.ruling = ruling
         self._store = store
         self._users = users
         self._driver: Driver = store.driver
@@ -60,6 +68,7 @@ class Sessions:
         self._shared: dict[CacheName, SharedCache] = {}
         self.nursery: trio.Nursery
         self.open_areas: set[Area] = set()
+        self._turns = Turns(self.open_areas, holds)
         self._leaving = False
         store.caches.renewed = self._renewed
 
@@ -72,11 +81,14 @@ class Sessions:
             shared = self._shared[name.cache] = SharedCache(name.cache)
         area = shared.areas.get(bytes(name))
         if area is None:
-            area = shared.areas[bytes(name)] = Area(self._table, CachePlace(name, shared))
+            area = shared.areas[bytes(name)] = Area(
+                self._table, CachePlace(name, shared, outcome=shared.outcomes.get(bytes(name), ""))
+            )
             if not self._driver.stable_inodes:
                 area.shown = 0
             area.on_forgotten = self._forgotten
             area.is_guest = lambda caller, area=area: self._is_guest(area, caller)
+            self.ruling.apply(area)
         return area
 
     @staticmethod
@@ -88,6 +100,10 @@ class Sessions:
         if known is None:
             known = guests[caller.uid] = not permits(area.fd, WRITE, caller.uid, caller.groups())
         return known
+
+    def waiters(self, name: CacheName) -> int:
+        """How many wait for their turn in a locked cache."""
+        return self._shared[name].waiters if name in self._shared else 0
 
     def all(self) -> list[Area]:
         """The areas of all caches that the kernel may know, and of sessions that are being discarded."""
@@ -119,26 +135,50 @@ class Sessions:
             shared.view = await in_thread(lambda: self._driver.view(dataset, writable=False))
         return shared.view
 
-    async def begin(self, area: Area, uid: int) -> None:
-        """Open a session, unless it is open: a user is about to open or change something in it. Raises Refused."""
+    def begun(self, area: Area, pid: int) -> bool:
+        """Whether `begin` would have nothing to wait for."""
+        place = _place(area)
+        if place.discarded:
+            return True
+        if not place.usable:
+            return False
+        return not self._is_locked(place) or self._turns.has(place, pid)
+
+    def _is_locked(self, place: CachePlace) -> bool:
+        return self.ruling.of(place.name.cache).policy is Policy.LOCKED
+
+    async def begin(self, area: Area, caller: Caller, *, opens: bool = False) -> None:
+        """Open a session, unless it is open: a user is about to change something in it, or only to open it. Raises
+        Refused; and what `Turns.take` does."""
         place = _place(area)
         if place.discarded:
             if area.view is None:
                 raise stale()
             return
-        while not place.usable:
+        while not self.begun(area, caller.pid):
             # What the kernel still has of an older version must not be read in the session. No request that the
             # kernel's forgetting waits for comes here.
             await area.until(lambda: not place.telling)
+            if self._is_locked(place):
+                await self._turns.take(area, caller, opens=opens)
             async with place.cache.lock:
                 if place.stuck is not None:
                     raise DriverError(f"{place.name} can't be published yet: {place.stuck}", place.stuck.errno)
-                if place.session is None and not place.telling:
+                if place.session is None and not place.telling and self._may_open(area, place):
                     if place.discarded:
                         raise stale()
-                    with self._users.taking(SESSION, uid):
+                    with self._users.taking(SESSION, caller.uid):
                         await self._open(area, place)
-                    place.uid = uid
+                    place.uid = caller.uid
+                    open_by(place, caller.pid)
+                    return
+        if place.session is None:
+            raise stale()
+
+    def _may_open(self, area: Area, place: CachePlace) -> bool:
+        """That nobody's turn has come since it was ours."""
+        others = (each for each in self.open_areas if _place(each).cache is place.cache and each is not area)
+        return not self._is_locked(place) or not any(others)
 
     async def _open(self, area: Area, place: CachePlace) -> None:
         session = await self._store.caches.open(place.name.cache, place.name.label)
@@ -155,10 +195,37 @@ class Sessions:
             area.attach_anew(view)
         area.changed = False
         place.session, place.outcome = session, ""
+        place.cache.outcomes.pop(bytes(place.name), None)
+        place.success = place.publisher = None
         place.guests.clear()
         self._table.hold(area.root)
         self.open_areas.add(area)
         self.nursery.start_soon(self._keep, area)
+
+    # Builders.
+
+    def use(self, area: Area, uid: int, groups: Collection[int]) -> None:
+        """A builder, of this user, uses an open session. Raises as `CacheRuling.claim`."""
+        if area.gate is not None:
+            self.ruling.claim(area, uid, groups)
+        _place(area).uses += 1
+        area.opened(writing=False)
+
+    def admit(self, area: Area, pid: int) -> None:
+        """Its command will come of this process."""
+        process = Process.of(pid)
+        if process is not None:
+            _place(area).openers.add(process)
+
+    def release(self, area: Area, *, success: bool, publishes: bool) -> None:
+        """It has ended; what it has left in a session of its own may be published or not."""
+        place = _place(area)
+        place.uses -= 1
+        if place.session is not None:
+            self.ruling.say(place, b"yes" if success else b"no")
+            if not publishes and place.name.label is not None:
+                place.publisher = False
+        area.closed(writing=False)
 
     # Closing.
 
@@ -194,8 +261,10 @@ class Sessions:
         # Who came while we looked at others was not seen: he has changed something, or he will be seen next time.
         area.touched = False
         with trio.move_on_after(self._linger):
-            await area.until(somebody)
-            return True
+            # Who waits for their turn has waited long enough.
+            await area.until(lambda: somebody() or place.cache.waiters > 0)
+            if somebody():
+                return True
         place.holders = await self._scan(area, not area.changed)
         if not place.holders:
             return area.keepers > 0 or area.touched
@@ -234,6 +303,9 @@ class Sessions:
                     place.closing = False
                 place.stuck = None
                 place.session, place.outcome, place.holders = None, outcome.value, []
+                place.cache.remember(bytes(place.name), outcome.value)
+                place.cache.ended.set()
+                place.cache.ended = trio.Event()
                 self._users.give(SESSION, place.uid)
                 self.open_areas.discard(area)
                 if outcome is Outcome.PUBLISHED:
@@ -287,12 +359,13 @@ class Sessions:
             return await self._end_decided(area, place)
         info = self._store.caches.get(session.cache)
         wins = area.changed and not place.discarded and info is not None and info.generation == session.generation
-        if not wins:
+        withheld = self.ruling.withheld(area)
+        if not wins or withheld is not None:
             # ZFS destroys nothing that is looked into.
             area.let_go()
             if place.discarded:
                 return await self._store.caches.discard(session)
-            return await self._store.caches.release(session, changed=area.changed)
+            return await self._store.caches.release(session, changed=area.changed, withheld=withheld)
         await area.write_out()
         self._drop_view(shared)
         outcome = await self._store.caches.release(session, changed=True)
@@ -386,7 +459,7 @@ class Sessions:
 
     async def _bequeath(self, area: Area) -> None:
         session = _place(area).session
-        if session is None or not area.changed or _place(area).discarded:
+        if session is None or not area.changed or _place(area).discarded or self.ruling.withheld(area) is not None:
             return
         try:
             if not await self._store.caches.bequeath(session):

@@ -51,6 +51,9 @@ def status(tree: Tree) -> dict[str, Any]:
                 "path": os.fsdecode(b"caches/" + name.name),
                 "generation": info.generation,
                 "dataset": str(info.dataset),
+                "policy": (rules := tree.sessions.ruling.of(name)).policy.value,
+                "publishers": rules.publishers.text,
+                "waiting": tree.sessions.waiters(name),
             }
             for name in store.caches.names()
             if (info := store.caches.get(name)) is not None
@@ -64,6 +67,7 @@ def status(tree: Tree) -> dict[str, Any]:
                 "opened": area.place.session.opened,
                 "open": area.opens,
                 "changed": area.changed,
+                "private": tree.sessions.ruling.is_private(area.place),
                 "holders": area.place.holders,
             }
             for area in tree.sessions.open_areas
@@ -111,6 +115,7 @@ def _events(tree: Tree) -> bytes:
 
 _FAILED = ("builder", "exit", "signal", "reason", "duration", "log", "ended")
 _NAMES = (*_FAILED, "id", "base", "state", "generation", "outcome", "created", "dataset", "used", "referenced")
+_RULES = ("policy", "publishers", "success")
 
 
 def xattr_names(area: Area) -> list[bytes]:
@@ -119,9 +124,9 @@ def xattr_names(area: Area) -> list[bytes]:
         "build": ("id", "base", "state", "created", "dataset", "used", "referenced"),
         "result": ("id", "base", "state", "created", "dataset", "used", "referenced"),
         "failed": ("id", "base", "state", "created", "dataset", "used", "referenced", *_FAILED),
-        "cache": ("id", "state", "generation", "outcome", "created", "dataset", "used", "referenced"),
+        "cache": ("id", "state", "generation", "outcome", "created", "dataset", "used", "referenced", *_RULES),
     }[area.place.kind]
-    return [f"user.zfsfs.{name}".encode() for name in _NAMES if name in mine]
+    return [f"user.zfsfs.{name}".encode() for name in (*_NAMES, *_RULES) if name in mine]
 
 
 async def xattr(tree: Tree, area: Area, name: bytes) -> bytes | None:
@@ -150,11 +155,12 @@ def _facts(tree: Tree, area: Area) -> tuple[dict[str, object], Dataset]:
         dataset = session.dataset if session else info.dataset
         return {
             "id": shown(bytes(place.name)),
-            "state": "open" if session else "idle",
+            "state": "idle" if session is None else "private" if tree.sessions.ruling.is_private(place) else "open",
             "generation": session.generation if session else info.generation,
             "outcome": place.outcome,
             "created": int(info.created),
             "dataset": dataset,
+            **tree.sessions.ruling.attributes(place),
         }, dataset
     if isinstance(place, FailedPlace):
         kept = store.builds.failed().get(place.id)

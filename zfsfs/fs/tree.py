@@ -10,12 +10,13 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import trio
 
+from zfsfs.config import CacheRules
 from zfsfs.driver import View
 from zfsfs.errors import Busy, Exists, InvalidName, Missing, Refused, Stopped, ZfsfsError
 from zfsfs.fs.area import Area
@@ -27,10 +28,11 @@ from zfsfs.fs.nodes import NodeTable, stale
 from zfsfs.fs.permission import READ, WRITE, permits
 from zfsfs.fs.places import BuildPlace, CachePlace, FailedPlace, Place, ResultPlace
 from zfsfs.fs.quiet import closed, not_native, not_written
+from zfsfs.fs.rules import CacheRuling
 from zfsfs.fs.sessions import Sessions
 from zfsfs.fs.troubles import Troubles
 from zfsfs.fs.users import BUILD, Users
-from zfsfs.names import FAILED_BUILDS, BuildId, BuildName, Dataset, SessionName, Snapshot
+from zfsfs.names import FAILED_BUILDS, BuildId, BuildName, CacheName, Dataset, SessionName, Snapshot
 from zfsfs.store import Store
 from zfsfs.threads import in_thread
 
@@ -54,6 +56,7 @@ class Tree:
         linger: float,
         tell: Callable[[bytes, list[int]], Awaitable[None]],
         users: Users,
+        rules: Mapping[CacheName, CacheRules] | None = None,
     ) -> None:
         self.store = store
         self.users = users
@@ -63,7 +66,9 @@ class Tree:
         self._results: dict[BuildId, Area] = {}
         self.failures = Failures(self)
         self._lingering: set[Area] = set()  # of builds and results that are gone, with handles that are open
-        self.sessions = Sessions(store, self.table, linger, self.holders_of, tell, users)
+        self.sessions = Sessions(
+            store, self.table, linger, self.holders_of, tell, users, CacheRuling(store, rules or {}), self.is_held_by
+        )
         self.device = -1
         self.stopped = ""
         self.builders: Builders | None = None
@@ -169,19 +174,17 @@ class Tree:
             return place.dataset, True  # it could not be discarded
         raise stale()
 
-    async def begin(self, area: Area, uid: int) -> None:
-        """Something in an area is about to be opened or changed by this user."""
+    async def begin(self, area: Area, caller: Caller, *, opens: bool = False) -> None:
+        """Something in an area is about to be opened (if `opens`, no more than that) or changed."""
         if isinstance(area.place, CachePlace):
-            if not area.place.usable or area.place.discarded:
-                await self.sessions.begin(area, uid)
+            if area.place.discarded or not self.sessions.begun(area, caller.pid):
+                await self.sessions.begin(area, caller, opens=opens)
         elif area.view is None:
             await self.ready(area)
 
-    @staticmethod
-    def begun(area: Area) -> bool:
+    def begun(self, area: Area, pid: int) -> bool:
         """Whether `begin` would have nothing to wait for."""
-        place = area.place
-        if isinstance(place, CachePlace) and not place.discarded and not place.usable:
+        if isinstance(area.place, CachePlace) and not self.sessions.begun(area, pid):
             return False
         return area.view is not None
 
@@ -364,6 +367,14 @@ class Tree:
             root = area.fd
             mine = [each for each in mine if permits(root, WRITE, each.uid, each.groups)]
         return [str(each) for each in mine]
+
+    async def is_held_by(self, area: Area, pids: Collection[int]) -> bool:
+        """Whether one of these processes holds an area. A mount counts only in a namespace that is not ours: what is
+        in that is everybody's."""
+        wanted = Wanted(self.device)
+        found = await in_thread(lambda: holders(wanted, thorough=True, pids=pids))
+        mine = os.stat("/proc/self/ns/mnt").st_ino
+        return any(self._is_in(each, area) for each in found if each.namespace != mine)
 
     def _is_in(self, holder: Holder, area: Area) -> bool:
         if not holder.ino:

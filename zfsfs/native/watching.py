@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from zfsfs import syscalls
 from zfsfs.errors import MountError
+from zfsfs.native.processes import command_of, read_proc, unescaped
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +50,13 @@ def where(fd: int, *, own_filesystem: bool) -> Where:
     st_dev = os.fstat(fd).st_dev
     if own_filesystem:
         return Where(b"%d:%d" % (os.major(st_dev), os.minor(st_dev)), b"/", st_dev)
-    found = re.search(rb"^mnt_id:\s*(\d+)", _read(f"/proc/self/fdinfo/{fd}"), re.MULTILINE)
+    found = re.search(rb"^mnt_id:\s*(\d+)", read_proc(f"/proc/self/fdinfo/{fd}"), re.MULTILINE)
     path = os.fsencode(os.readlink(f"/proc/self/fd/{fd}"))
-    for line in _read("/proc/self/mountinfo").splitlines():
+    for line in read_proc("/proc/self/mountinfo").splitlines():
         fields = line.split(b" ")
         if found and fields[0] == found[1]:
-            below = os.path.relpath(path, _unescaped(fields[4]))
-            return Where(fields[2], os.path.normpath(os.path.join(_unescaped(fields[3]), below)), st_dev)
+            below = os.path.relpath(path, unescaped(fields[4]))
+            return Where(fields[2], os.path.normpath(os.path.join(unescaped(fields[3]), below)), st_dev)
     raise MountError(f"{os.fsdecode(path)} lies on no mount that can be seen")
 
 
@@ -72,12 +73,12 @@ def look(wanted: Mapping[Where, int], *, thoroughly: bool) -> dict[Where, list[F
             continue  # it has gone, or is not ours to look at
         if namespace not in namespaces:
             namespaces.add(namespace)
-            for place, at in _mounts(_read(f"/proc/{pid}/mountinfo"), wanted):
-                found[place].append(Found(pid, _command(pid), f"mount at {os.fsdecode(at)}", os.fsdecode(at)))
+            for place, at in _mounts(read_proc(f"/proc/{pid}/mountinfo"), wanted):
+                found[place].append(Found(pid, command_of(pid), f"mount at {os.fsdecode(at)}", os.fsdecode(at)))
     if thoroughly:
         for pid in set(pids) - {os.getpid()}:
             for place, what in _referred(pid, wanted):
-                found[place].append(Found(pid, _command(pid), what))
+                found[place].append(Found(pid, command_of(pid), what))
     return found
 
 
@@ -86,9 +87,9 @@ def _mounts(mountinfo: bytes, wanted: Mapping[Where, int]) -> Iterator[tuple[Whe
         fields = line.split(b" ")
         for each in wanted:
             if len(fields) > 4 and fields[2] == each.device:
-                root = _unescaped(fields[3]).removesuffix(b"//deleted")
+                root = unescaped(fields[3]).removesuffix(b"//deleted")
                 if each.root == b"/" or root == each.root or root.startswith(each.root + b"/"):
-                    yield each, _unescaped(fields[4])
+                    yield each, unescaped(fields[4])
 
 
 def _referred(pid: int, wanted: Mapping[Where, int]) -> Iterator[tuple[Where, str]]:
@@ -114,20 +115,3 @@ def _is_beneath(link: str, st_ino: int, root: int) -> bool:
         return os.stat(name or ".", dir_fd=root, follow_symlinks=False).st_ino == st_ino
     except OSError:
         return False
-
-
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError:
-        return b""
-
-
-def _command(pid: int) -> str:
-    name = _read(f"/proc/{pid}/comm").decode("utf-8", "replace").strip()
-    return "".join(each if each.isprintable() else "?" for each in name) or "?"
-
-
-def _unescaped(text: bytes) -> bytes:
-    return re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), text)

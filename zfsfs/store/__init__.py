@@ -34,6 +34,7 @@ from zfsfs.store.builds import BuildInfo, Builds, FailedInfo, ResultInfo
 from zfsfs.store.caches import CacheInfo, Caches, Session
 from zfsfs.store.check import check, leftovers
 from zfsfs.store.events import Event, EventLog, Outcome
+from zfsfs.store.policy import Policy, Publishers, Rules
 from zfsfs.store.reaper import Waiting
 from zfsfs.store.recovery import Action, RecoveryReport, carry_out, plan, warnings
 from zfsfs.store.store import Store
@@ -48,8 +49,11 @@ __all__ = [
     "EventLog",
     "FailedInfo",
     "Outcome",
+    "Policy",
+    "Publishers",
     "RecoveryReport",
     "ResultInfo",
+    "Rules",
     "Session",
     "Store",
     "Waiting",

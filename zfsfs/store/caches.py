@@ -24,7 +24,8 @@ from zfsfs.driver import Driver, Listing, viewing
 from zfsfs.errors import Busy, Exists, Missing, StoreError, ZfsfsError
 from zfsfs.names import CacheName, Dataset, Snapshot, cache, cache_of, cache_tmp, shown
 from zfsfs.store.events import EventLog, Outcome
-from zfsfs.store.layout import NEXT, SNAP, Numbers, foreign, generation, junk
+from zfsfs.store.layout import NEXT, POLICY, PUBLISHERS, RULES, SNAP, Numbers, foreign, generation, junk, rules
+from zfsfs.store.policy import Rules, stored_rules
 from zfsfs.store.reaper import FIRST_DELAY, LONGEST_DELAY, Reaper, bury
 from zfsfs.store.recovery import repair
 from zfsfs.store.roots import give_root
@@ -34,13 +35,14 @@ from zfsfs.threads import in_thread
 
 @dataclass(frozen=True, slots=True)
 class CacheInfo:
-    """A cache: how often it was published, when it was made, and how many sessions are open."""
+    """A cache: how often it was published, when it was made, how many sessions are open, and its rules."""
 
     name: CacheName
     generation: int
     created: float
     sessions: int
     dataset: Dataset
+    rules: Rules = field(default_factory=Rules)
 
 
 @dataclass(eq=False, slots=True)
@@ -64,11 +66,17 @@ class _Entry:
     name: CacheName
     generation: int
     created: float
+    properties: dict[str, str] = field(default_factory=dict)  # RULES, as they are stored
+    rules: Rules = field(default_factory=Rules)
     lock: trio.Lock = field(default_factory=trio.Lock)
     cloning: int = 0  # clones that are being taken, of the version that stands; none is within a swap
     cloned: trio.Event = field(default_factory=trio.Event)
     sessions: set[Session] = field(default_factory=set)
     swap: tuple[Swap, Session] | None = None  # decided, and not yet tidied
+
+    def understand(self) -> None:
+        """What is stored, as rules."""
+        self.rules = stored_rules(self.properties.get(POLICY), self.properties.get(PUBLISHERS))
 
 
 class Caches:
@@ -98,7 +106,8 @@ class Caches:
         for info in listing.values():
             name = cache_of(info.dataset) if info.dataset.group == "cache" and info.dataset.leaf else None
             if name is not None and info.snapshot(SNAP) is not None and info.snapshot(NEXT) is None:
-                self._entries[name] = _Entry(name, generation(info), info.created)
+                self._entries[name] = _Entry(name, generation(info), info.created, rules(info))
+                self._entries[name].understand()
 
     def names(self) -> list[CacheName]:
         """All caches."""
@@ -110,7 +119,7 @@ class Caches:
         if entry is None:
             return None
         where = cache(name) if entry.swap is None else entry.swap[0].whole
-        return CacheInfo(name, entry.generation, entry.created, len(entry.sessions), where)
+        return CacheInfo(name, entry.generation, entry.created, len(entry.sessions), where, entry.rules)
 
     def is_decided(self, session: Session) -> bool:
         """Whether a session is open still and is going to be published, whatever is done: nothing more may be written
@@ -183,9 +192,10 @@ class Caches:
         self._events.append("opened", str(session), f"{session} is opened", generation=session.generation)
         return session
 
-    async def release(self, session: Session, *, changed: bool) -> Outcome:
+    async def release(self, session: Session, *, changed: bool, withheld: Outcome | None = None) -> Outcome:
         """Close a session: PUBLISHED when it is the first since its version, else SUPERSEDED; UNCHANGED without
-        `changed`. The caller has seen to it that everything is written and nobody writes.
+        `changed`, and else `withheld` where that is given (PRIVATE, UNSUCCESSFUL: the caller looked at the rules).
+        The caller has seen to it that everything is written and nobody writes.
 
         Raises Missing (it is not open) and what the verbs raise, Busy when somebody has mounted a snapshot that has
         to move: the session is then still open, and can be released again; see also `is_decided`.
@@ -201,18 +211,18 @@ class Caches:
             if session not in entry.sessions:
                 raise Missing(f"{session} is not open")
             with trio.CancelScope(shield=True):
-                outcome = await self._end(entry, session, changed)
+                outcome = await self._end(entry, session, changed, withheld)
             return outcome  # noqa: RET504 - mypy believes that the scope may swallow an exception
 
-    async def _end(self, entry: _Entry, session: Session, changed: bool) -> Outcome:
-        if not changed:
-            return self._throw_away(entry, session, Outcome.UNCHANGED)
+    async def _end(self, entry: _Entry, session: Session, changed: bool, withheld: Outcome | None) -> Outcome:
+        if not changed or withheld is not None:
+            return self._throw_away(entry, session, withheld if changed and withheld else Outcome.UNCHANGED)
         await self._settle(entry)
         if session.generation != entry.generation:
             return self._throw_away(entry, session, Outcome.SUPERSEDED)
         await self._no_cloning(entry)
         old = cache_tmp(self._numbers.take(), session.cache)
-        swap = Swap(session.dataset, cache(session.cache), old, entry.generation + 1)
+        swap = Swap(session.dataset, cache(session.cache), old, entry.generation + 1, dict(entry.properties))
         await in_thread(swap.decide, self._driver)
         entry.swap = (swap, session)
         self._untidy.set()
@@ -270,6 +280,8 @@ class Caches:
             if entry is None:
                 entry = self._entries[name] = _Entry(name, 0, info.created)
             entry.generation = generation(info)
+            entry.properties = rules(info)
+            entry.understand()
         self._give_up_rest(name, listing, sessions, with_foreign=False)
         self._events.append("recovered", str(name), f"cache {name} is repaired")
         self.renewed(name)
@@ -299,12 +311,28 @@ class Caches:
                 return True
             if session.generation != entry.generation:
                 return False
-            swap = Swap(session.dataset, cache(session.cache), session.dataset, entry.generation + 1)
+            clone = session.dataset
+            swap = Swap(clone, cache(session.cache), clone, entry.generation + 1, dict(entry.properties))
             with trio.CancelScope(shield=True):
                 await in_thread(swap.bequeath, self._driver)
             entry.sessions.discard(session)
         self._events.append("warning", str(session), f"{session} can't be published now: the next mount will do it")
         return True
+
+    async def set_rule(self, name: CacheName, rule: str, value: str) -> None:
+        """Give a cache a rule, one of RULES, with a value that is one. Raises Missing, and what the verb raises."""
+        assert rule in RULES
+        async with self._entry(name).lock:
+            entry = self._entry(name)
+            with trio.CancelScope(shield=True):
+                # What is decided has the rules of before, and is about to become the cache.
+                await self._settle(entry)
+                # One verb: a crash before it leaves the rule as it was.
+                await in_thread(self._driver.set_property, cache(name), rule, value)
+                entry.properties[rule] = value
+                entry.understand()
+        what = rule.partition(":")[2]
+        self._events.append("cache-rules", str(name), f"cache {name} has the {what} {value}")
 
     def _released(self, session: Session, outcome: Outcome) -> None:
         session.ended = outcome

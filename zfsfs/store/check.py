@@ -6,7 +6,8 @@ from collections.abc import Collection
 
 from zfsfs.driver import DatasetInfo, Listing
 from zfsfs.names import BuildId, Dataset, build_of, cache_of
-from zfsfs.store.layout import GENERATION, NEXT, SNAP, failed_id, is_junk, is_old
+from zfsfs.store.layout import GENERATION, NEXT, POLICY, SNAP, failed_id, is_junk, is_old
+from zfsfs.store.policy import Policy
 
 
 def check(listing: Listing, *, known: Collection[Dataset] = ()) -> list[str]:
@@ -50,6 +51,9 @@ def _cache(info: DatasetInfo) -> list[str]:
     text = info.properties.get(GENERATION, "0")
     if not (text.isascii() and text.isdigit()):
         problems.append(f"{name} has the generation {text!r}")
+    policy = info.properties.get(POLICY, Policy.ALWAYS.value)
+    if policy not in {each.value for each in Policy}:
+        problems.append(f"{name} has the policy {policy!r}")
     for each in info.snapshots:
         if is_old(each.snapshot.name) and not each.deferred:
             problems.append(f"{each.snapshot} is an old version that nobody destroys")

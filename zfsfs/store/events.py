@@ -10,12 +10,15 @@ from dataclasses import dataclass
 
 
 class Outcome(enum.Enum):
-    """How a session of a cache ended. POSTPONED is no end: the destruction of what it left behind waits."""
+    """How a session of a cache ended. PRIVATE: by the cache's rules it could not be published; UNSUCCESSFUL: nobody
+    has said that what it was for has succeeded. POSTPONED is no end: the destruction of what it left behind waits."""
 
     PUBLISHED = "published"
     SUPERSEDED = "superseded"
     UNCHANGED = "unchanged"
     DISCARDED = "discarded"
+    PRIVATE = "private"
+    UNSUCCESSFUL = "unsuccessful"
     POSTPONED = "postponed"
 
 
@@ -25,7 +28,7 @@ class Event:
 
     Kinds: build-started, published, discarded, failed, reopened, failed-deleted, builder-started, builder-ended,
     deleted, cache-created, opened,
-    released, cache-deleted, postponed, destroyed, recovered, warning.
+    released, cache-deleted, cache-rules, postponed, destroyed, recovered, warning.
     """
 
     time: float

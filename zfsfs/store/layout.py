@@ -12,6 +12,8 @@
     @old-N                  an earlier version, going as soon as no clone needs it
     any other snapshot      foreign: never destroyed, unless a user's own rmdir deletes the dataset
     zfsfs:failed            on cache-tmp/N-f-ID: how the build ended, as JSON. On result/ID it says nothing
+    zfsfs:policy            on a cache: what becomes of its sessions (see `policy`)
+    zfsfs:publishers        on a cache: whose sessions are published. A clone has both from the decision on
     zfsfs:generation        how often a cache was published; a clone has it only from the decision on
 
 OBuilder destroys all of cache-tmp when it starts: nothing that is to stay lies there, except within a swap, and
@@ -32,6 +34,10 @@ SNAP = "snap"
 NEXT = "zfsfs-next"
 GENERATION = "zfsfs:generation"
 FAILED = "zfsfs:failed"
+POLICY = "zfsfs:policy"
+PUBLISHERS = "zfsfs:publishers"
+#: What a cache keeps when another dataset becomes it.
+RULES = (POLICY, PUBLISHERS)
 
 _OLD = re.compile(r"old-[0-9]+\Z")
 _NUMBERED = re.compile(r"([0-9]{1,18})-")
@@ -64,6 +70,11 @@ def generation(info: DatasetInfo) -> int:
     """How often a cache was published; 0 where nobody counted."""
     text = info.properties.get(GENERATION, "")
     return int(text) if text.isascii() and text.isdigit() else 0
+
+
+def rules(info: DatasetInfo) -> dict[str, str]:
+    """The rules that are stored with a cache."""
+    return {name: info.properties[name] for name in RULES if name in info.properties}
 
 
 def old_name(start: int, taken: Collection[str]) -> str:

@@ -30,6 +30,7 @@ from zfsfs.store.layout import (
     free_number,
     generation,
     is_junk,
+    rules,
 )
 from zfsfs.store.reaper import destroy_whole, obstacle
 from zfsfs.store.swap import make_way, tidying
@@ -122,7 +123,7 @@ class _Plan:
         else:
             whole = _adoptable(tmp)
             if whole is not None:
-                self._adopt(name, whole)
+                self._adopt(name, whole, tmp)
 
     def _complete(self, name: CacheName, new: DatasetInfo, current: DatasetInfo | None) -> None:
         self.kept.add(new.dataset)
@@ -155,11 +156,17 @@ class _Plan:
         for step in tidying(current):
             self.actions.append(Action(step, f"{current.dataset}: the end of a release that was cut off", name))
 
-    def _adopt(self, name: CacheName, whole: DatasetInfo) -> None:
+    def _adopt(self, name: CacheName, whole: DatasetInfo, family: list[DatasetInfo]) -> None:
         self.kept.add(whole.dataset)
         text = f"{whole.dataset} is all that there is of cache {name}: it is to become the cache again"
         count = str(generation(whole) + 1)
-        # The snapshot first: each call leads on, however often we are cut off. After it: (5), counted or not.
+        # Its rules may have stayed with the head that it was to replace. Each call leads on, however often we are cut
+        # off; after the snapshot: (5), counted or not.
+        lost: dict[str, str] = {}
+        for each in sorted(family, key=lambda each: tmp_number(each.dataset)):
+            lost |= rules(each)
+        for key in lost.keys() - rules(whole).keys():
+            self.actions.append(Action(SetProperty(whole.dataset, key, lost[key]), text, name))
         self.actions.append(Action(TakeSnapshot(Snapshot(whole.dataset, NEXT)), text, name))
         self.actions.append(Action(SetProperty(whole.dataset, GENERATION, count), text, name))
         text = f"{whole.dataset} becomes {cache(name)}"

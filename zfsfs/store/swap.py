@@ -7,7 +7,7 @@ T is the session's clone, C is cache/c-NAME, M a new name in cache-tmp. In pictu
     (0)  C[.. snap]             <- T                nothing is decided: recovery destroys T
          foreign snapshots of T that stand in the way of the promotion get other names
     (1)  the same                                   the same
-         T's generation is set
+         T's generation is set, and the rules of C, which nobody changes meanwhile
     (2)  the same                                   the same: a generation without @zfsfs-next says nothing
          T@zfsfs-next is taken
     (3)  C[.. snap]             <- T[next]          decided: recovery goes on from here
@@ -37,7 +37,8 @@ with M, which waits in cache-tmp until they are gone.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from zfsfs.driver import (
     DatasetInfo,
@@ -99,6 +100,7 @@ class Swap:
     cache: Dataset
     old_head: Dataset
     generation: int
+    rules: Mapping[str, str] = field(default_factory=dict)
     old_moved: bool = False
     moved: bool = False
     old_gone: bool = False
@@ -137,6 +139,7 @@ class Swap:
     def _decision(self) -> list[Step]:
         return [
             SetProperty(self.clone, GENERATION, str(self.generation)),
+            *(SetProperty(self.clone, name, value) for name, value in self.rules.items()),
             TakeSnapshot(Snapshot(self.clone, NEXT)),
             Promote(self.clone),
         ]

@@ -1,0 +1,99 @@
+"""Locked caches: one session at a time, and whose it is.
+
+A session belongs to the process that opened it, to all that come of that, and to all that hold it already: with their
+working directory, an open file, or a mount of it in a mount namespace of their own (so a container is one). Whoever
+else opens something in the cache waits, until it has closed. That must be an open of what is there: who makes or
+removes something waits with a directory of the kernel's locked, and would stop those whose turn it is. For the same
+reason nobody waits who holds another session of the same cache (EDEADLK).
+
+Guarantee: who waits stops nobody, and can be interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Awaitable, Callable, Collection
+
+from zfsfs.fs.area import Area
+from zfsfs.fs.caller import Caller, error
+from zfsfs.fs.places import CachePlace
+from zfsfs.fs.waiting import MOST, until
+from zfsfs.native.processes import Process, lineage
+from zfsfs.threads import in_thread
+
+Holds = Callable[[Area, Collection[int]], Awaitable[bool]]
+
+
+class Turns:
+    """See the module. `holds` tells whether one of some processes holds an area."""
+
+    def __init__(self, open_areas: set[Area], holds: Holds) -> None:
+        self._open = open_areas
+        self._holds = holds
+        self._waiting = 0
+
+    @staticmethod
+    def has(place: CachePlace, pid: int) -> bool:
+        """Whether it is known already that a process may come into the session."""
+        return place.usable and Process.of(pid) in place.openers
+
+    async def take(self, area: Area, caller: Caller, *, opens: bool) -> None:
+        """Return when a process may come into a locked cache's area, or open a session there. Raises EBUSY: it would
+        have to wait and can't, for it doesn't just open something; EINTR, EDEADLK."""
+        place = _place(area)
+        family: list[Process] = []
+        while True:
+            others = [each for each in self._open if _place(each).cache is place.cache and each is not area]
+            mine = place.session is not None
+            if not others and (not mine or self.has(place, caller.pid)):
+                return
+            if not family:
+                family = await in_thread(lineage, caller.pid)
+            if mine and not others and await self._comes_of(area, place, family):
+                continue
+            if not opens:
+                raise error(errno.EBUSY)
+            for other in others:
+                if await self._belongs(other, family):
+                    raise error(errno.EDEADLK)
+            await self._wait(place, caller.pid)
+
+    async def _comes_of(self, area: Area, place: CachePlace, family: list[Process]) -> bool:
+        session = place.session
+        if not family or not await self._belongs(area, family):
+            return False
+        if place.session is session:
+            place.openers.add(family[0])
+        return True
+
+    async def _belongs(self, area: Area, family: list[Process]) -> bool:
+        if not _place(area).openers.isdisjoint(family):
+            return True
+        return bool(family) and await self._holds(area, [each.pid for each in family])
+
+    async def _wait(self, place: CachePlace, pid: int) -> None:
+        """Until a session of the cache has closed."""
+        if self._waiting >= MOST:
+            raise error(errno.EAGAIN)
+        shared = place.cache
+        ended = shared.ended
+        self._waiting += 1
+        shared.waiters += 1
+        try:
+            for area in shared.areas.values():
+                area.stir()  # it need not linger
+            # A builder has no process yet, and is ended by cancellation.
+            await (until(ended, pid) if pid else ended.wait())
+        finally:
+            self._waiting -= 1
+            shared.waiters -= 1
+
+
+def open_by(place: CachePlace, pid: int) -> None:
+    """A session was opened by a process: it is its own, and its descendants'."""
+    place.openers = {each for each in (Process.of(pid),) if each is not None}
+
+
+def _place(area: Area) -> CachePlace:
+    assert isinstance(area.place, CachePlace)
+    return area.place

@@ -1,0 +1,75 @@
+"""What /proc tells of processes (proc(5)). Whoever asks for a process may find that it has gone."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from zfsfs.names import shown
+
+
+def read_proc(path: str) -> bytes:
+    """A file of /proc; nothing where the process is gone, or not ours to look at."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def command_of(pid: int) -> str:
+    """What a process calls itself, safe to print."""
+    return shown(read_proc(f"/proc/{pid}/comm").removesuffix(b"\n") or b"?")
+
+
+def unescaped(text: bytes) -> bytes:
+    """A path as it is, of one in a mountinfo."""
+    return re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), text)
+
+
+class Process(NamedTuple):
+    """A process, told from a later one of the same number by when it was started (in clock ticks since boot). Those
+    that can't be seen, being in another namespace of processes, are one: number 0."""
+
+    pid: int
+    started: int
+
+    @classmethod
+    def of(cls, pid: int) -> Process | None:
+        """The process that a number (its own or a thread's) stands for now."""
+        found = _stat(pid)
+        return found[0] if found is not None else _UNSEEN if pid == 0 else None
+
+
+_UNSEEN = Process(0, 0)
+
+
+def started(pid: int) -> int:
+    """When a process was started; -1 when there is none."""
+    found = _stat(pid)
+    return -1 if found is None else found[0].started
+
+
+def _stat(pid: int) -> tuple[Process, int] | None:
+    """A process and its parent's number."""
+    if pid <= 0:
+        return None
+    fields = read_proc(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+    if len(fields) < 20:
+        return None
+    group = next(
+        (int(line[5:]) for line in read_proc(f"/proc/{pid}/status").splitlines() if line.startswith(b"Tgid:")), pid
+    )
+    if group != pid:
+        return _stat(group)
+    return Process(pid, int(fields[19])), int(fields[1])
+
+
+def lineage(pid: int) -> list[Process]:
+    """A process and those that it comes of, the first of all (init) left out: orphans are everybody's."""
+    found: list[Process] = [] if pid else [_UNSEEN]
+    each = _stat(pid)
+    while each is not None and each[0].pid > 1 and each[0] not in found:
+        found.append(each[0])
+        each = _stat(each[1])
+    return found

@@ -1,8 +1,9 @@
 """The command line with something changed in the daemon: `python changed_daemon.py HOW GATE mount …`.
 
 HOW is `alone` (pyfuse3 answers every request), `gathered` (the kernel reads and writes nothing by itself), `older`
-(its status says less), `full` (nothing moves from group to group as long as GATE/full exists), or a call that stops,
-once, when GATE/armed is there: it removes that, says so in the fifo GATE/entered and waits for GATE/go.
+(its status says less), `full` (nothing moves from group to group as long as GATE/full exists), `ungrouped` (it makes
+no control groups), `grouped` (nothing is changed), or a call that stops, once, when GATE/armed is there: it removes
+that, says so in the fifo GATE/entered and waits for GATE/go.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def refusing(rename: Callable[..., None], sign: Path) -> Callable[..., None]:
 
 def change(how: str, gate: Path) -> None:
     import zfsfs.daemon
+    from zfsfs.builders import cgroups
     from zfsfs.directory.driver import DirectoryDriver
     from zfsfs.fs import wire
     from zfsfs.zfs.driver import ZfsDriver
@@ -62,7 +64,9 @@ def change(how: str, gate: Path) -> None:
     elif how in ("snapshot", "batch"):
         for driver in (DirectoryDriver, ZfsDriver):
             setattr(driver, how, stopping(getattr(driver, how), gate))
-    else:
+    elif how == "ungrouped":
+        cgroups.make = lambda name, processes=None: None
+    elif how != "grouped":
         assert how in CALLS
         setattr(os, how, stopping(getattr(os, how), gate))
 

@@ -59,6 +59,7 @@ class Builder:
     time_limit: float | None = None
     kill_grace: float = 10.0
     limits: Mapping[str, int] = field(default_factory=dict)
+    max_processes: int | None = None
     log_size: int = LOG_SIZE
     native: bool = True
     sandbox: tuple[str, ...] = ()
@@ -137,6 +138,12 @@ def _size(value: object) -> int:
     if match is None:
         raise ValueError("a size, such as 4096, '64K', '1M' or '2G'")
     return int(match[1]) * _SIZES[match[2]]
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError("a number, 1 at least")
+    return value
 
 
 def _log_size(value: object) -> int:
@@ -236,6 +243,11 @@ _BUILDER = {
     "time-limit": _Key(_seconds, "how long it may take (for ever)"),
     "kill-grace": _Key(_seconds, "how long SIGTERM has before SIGKILL follows (10)"),
     "limits": _Key(_limits, "resource limits as in setrlimit(2): nofile, nproc, as, fsize, cpu, ..."),
+    "max-processes": _Key(
+        _count,
+        "how many it may be, with all that it starts: of its control group (version 2, pids.max); where there is no\n"
+        "               such, of all of its user's (setrlimit nproc), which doesn't limit root",
+    ),
     "log-size": _Key(_log_size, "how much of its output is kept: half of it the beginning, half the end (1M)"),
     "native": _Key(_yes_or_no, "whether it has its directory and its own caches natively, not through FUSE (true)"),
     "sandbox": _Key(

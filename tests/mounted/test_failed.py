@@ -98,3 +98,13 @@ def test_a_person_keeps_a_failed_build(tree):
     (tree / "builds/mine").rename(tree / "builds/.failed/mine")
     until(lambda: os.listdir(tree / "builds/.failed") == [])  # none is kept here
     assert os.listdir(tree / "builds") == []
+
+
+def test_failed_builds_that_are_too_old_go_at_the_next_start(keeping):
+    fail(keeping, "sh+one")
+    keeping.umount()
+    keeping.mount(0.1, "--keep-failed", "5/1d")
+    assert os.listdir(keeping / "builds/.failed") == ["one"]
+    keeping.umount()
+    keeping.mount(0.1, "--keep-failed", "5/0s")
+    until(lambda: os.listdir(keeping / "builds/.failed") == [])

@@ -29,8 +29,9 @@ def parent() -> str | None:
     return path if os.access(path, os.W_OK) else None
 
 
-def make(name: str) -> str | None:
-    """A new group within ours; None where that can't be."""
+def make(name: str, processes: int | None = None) -> str | None:
+    """A new group within ours, of at most so many processes where the kernel can limit them; None where that can't
+    be."""
     above = parent()
     if above is None:
         return None
@@ -42,19 +43,38 @@ def make(name: str) -> str | None:
     if not os.path.exists(os.path.join(path, "cgroup.kill")):
         remove(path)
         return None
+    if processes is not None:
+        with suppress(OSError):
+            # A threaded controller: it may be enabled above processes.
+            _write(above, "cgroup.subtree_control", "+pids")
+        with suppress(OSError):
+            _write(path, "pids.max", str(processes))
     return path
+
+
+def is_limited(path: str) -> bool:
+    """Whether the processes of a group are limited."""
+    try:
+        with open(os.path.join(path, "pids.max"), encoding="ascii") as file:
+            return file.read().strip() != "max"
+    except OSError:
+        return False
+
+
+def _write(group: str, file: str, text: str) -> None:
+    with open(os.path.join(group, file), "w", encoding="ascii") as target:
+        target.write(text)
 
 
 def enter(path: str) -> None:
     """Move this process into a group. Raises OSError."""
-    with open(os.path.join(path, "cgroup.procs"), "w", encoding="ascii") as file:
-        file.write("0")
+    _write(path, "cgroup.procs", "0")
 
 
 def kill(path: str) -> bool:
     """Kill whatever is in a group, new processes too, and wait for its end. Whether it is empty then."""
-    with suppress(OSError), open(os.path.join(path, "cgroup.kill"), "w", encoding="ascii") as file:
-        file.write("1")
+    with suppress(OSError):
+        _write(path, "cgroup.kill", "1")
     end = time.monotonic() + _PATIENCE
     while populated(path):
         if time.monotonic() > end:

@@ -2,7 +2,9 @@
 that died left running.
 
 Guarantees: `supervise` returns when nothing of the command is left, whatever ended it. A record of what runs lies
-in the store while it does, so the next daemon finds and ends what this one could not.
+in the store while it does, so the next daemon finds and ends what this one could not: a supervisor that is at it, the
+control group, and whatever has the record's mark in its environment. (Without control groups, what has thrown that
+away gets away if the supervisor was killed with its daemon.)
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import dataclasses
 import json
 import logging
 import os
+import secrets
 import select
 import signal
 import subprocess
@@ -23,13 +26,15 @@ import trio
 
 from zfsfs.builders import cgroups, supervisor
 from zfsfs.builders.supervisor import Ended, Job
-from zfsfs.native.processes import started
+from zfsfs.native.processes import started, with_variable
 from zfsfs.threads import in_thread
 
 log = logging.getLogger(__name__)
 
 #: Seconds that a supervisor has for ending by itself what it has started, beyond the grace.
 _PATIENCE = 10.0
+#: The variable by which what comes of a builder is found again.
+_MARK = "ZFSFS_RUN"
 _PROGRAM = os.path.abspath(supervisor.__file__)
 
 
@@ -39,9 +44,10 @@ class Records:
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
-    def add(self, name: str, pid: int, cgroup: str | None, grace: float) -> None:
+    def add(self, name: str, pid: int, job: Job) -> None:
         """Remember a supervisor. Raises OSError."""
-        text = json.dumps({"pid": pid, "start": started(pid), "cgroup": cgroup, "grace": grace})
+        facts = {"pid": pid, "start": started(pid), "cgroup": job.cgroup, "grace": job.grace}
+        text = json.dumps({**facts, "mark": job.environment.get(_MARK)})
         fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=self._fd)
         with os.fdopen(fd, "w") as file:
             file.write(text)
@@ -58,7 +64,8 @@ class Records:
             with suppress(OSError, ValueError, KeyError, TypeError):
                 with os.fdopen(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd), "r") as file:
                     record = json.load(file)
-                if _end(record["pid"], record["start"], record["cgroup"], float(record["grace"])):
+                running = _end(record["pid"], record["start"], record["cgroup"], float(record["grace"]))
+                if _end_marked(record["mark"]) or running:
                     found.append(name)
             self.remove(name)
         return found
@@ -89,12 +96,25 @@ def _end(pid: int, start: int, cgroup: str | None, grace: float) -> bool:
     return running
 
 
+def _end_marked(mark: str | None) -> bool:
+    """End what a killed supervisor has left behind. Whether there was something."""
+    found, end = False, time.monotonic() + _PATIENCE
+    while mark and time.monotonic() < end and (pids := with_variable(_MARK, mark)):
+        found = True
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.002)
+    return found
+
+
 async def supervise(
     job: Job, name: str, records: Records, cancelled: trio.Event, begins: Callable[[int], None] = lambda pid: None
 ) -> Ended:
     """Run a job to its end; with `cancelled` or the cancellation of the task, that is soon. `begins` is told of the
     process that the command will come of."""
-    job.cgroup = await in_thread(cgroups.make, f"zfsfs-build-{name}")
+    job.cgroup = await in_thread(cgroups.make, f"zfsfs-build-{name}", job.processes)
+    job.environment = {**job.environment, _MARK: secrets.token_hex(16)}
     command = [sys.executable, "-I", _PROGRAM]
     begun = time.monotonic()
     try:
@@ -108,7 +128,7 @@ async def supervise(
     ended = Ended(reason="its supervisor was killed")
     with trio.CancelScope(shield=True):
         try:
-            records.add(name, process.pid, job.cgroup, job.grace)
+            records.add(name, process.pid, job)
             begins(process.pid)
             ended = await _until_ended(process, job, cancelled)
         except (OSError, trio.BrokenResourceError, ValueError) as failure:

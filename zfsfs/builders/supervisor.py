@@ -43,7 +43,8 @@ _PIPE = 1 << 18
 class Job:
     """What to run: `user` is uid, gid and groups, None for whom the daemon is; times in seconds; `log` is an
     inherited descriptor of an empty file; `cgroup` is a group of its own; `native` are directories of the tree that
-    the command gets natively, in a mount namespace of its own."""
+    the command gets natively, in a mount namespace of its own; `processes` is how many it may be, all it starts
+    included: of its group, or else of its user (who is root has no limit then)."""
 
     command: list[str]
     directory: str
@@ -56,6 +57,7 @@ class Job:
     limits: dict[str, int] = field(default_factory=dict)
     cgroup: str | None = None
     native: list[str] = field(default_factory=list)
+    processes: int | None = None
 
 
 @dataclass(slots=True)
@@ -122,7 +124,10 @@ class _Supervisor:
             null = os.open(os.devnull, os.O_RDONLY)
             for source, target in ((null, 0), (output, 1), (output, 2)):
                 os.dup2(source, target)
-            for name, value in job.limits.items():
+            limits = dict(job.limits)
+            if job.processes is not None and (job.cgroup is None or not cgroups.is_limited(job.cgroup)):
+                limits["nproc"] = min(job.processes, limits.get("nproc", job.processes))
+            for name, value in limits.items():
                 number = getattr(resource, f"RLIMIT_{name.upper()}")
                 resource.setrlimit(number, (value, value))
             if job.native:

@@ -13,7 +13,7 @@ import math
 import os
 import pwd
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +32,7 @@ from zfsfs.fs.sessions import NOBODY
 from zfsfs.fs.tree import BUILDS, Tree
 from zfsfs.fs.waiting import Ends
 from zfsfs.names import SessionName
+from zfsfs.store import FailedInfo
 from zfsfs.threads import in_thread
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ class Builders:
         logs: Logs,
         records: Records,
         keep: KeepFailed,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._tree = tree
         self._builders = builders
@@ -86,6 +88,7 @@ class Builders:
         self._idle = trio.Event()
         self._closing = False
         self._keep = keep
+        self._clock = clock
         self._tidying = trio.Event()
         self.nursery: trio.Nursery
 
@@ -157,7 +160,7 @@ class Builders:
             job = Job(
                 command=self._command(run), directory=self._path(place.path()), environment=environment,
                 log=fd, log_size=builder.log_size, user=_identity(run.user), time_limit=builder.time_limit,
-                grace=builder.kill_grace, limits=dict(builder.limits),
+                grace=builder.kill_grace, limits=dict(builder.limits), processes=builder.max_processes,
                 native=[self._path(path) for path in self._native(run, opened)],
             )  # fmt: skip
             self._tree.store.events.append(
@@ -335,9 +338,7 @@ class Builders:
         """Delete failed builds that are too many or too old, until cancelled."""
         keep, tree = self._keep, self._tree
         while True:
-            failed = sorted(tree.store.builds.failed().values(), key=lambda each: each.ended, reverse=True)
-            oldest = time.time() - keep.seconds
-            for each in [each for number, each in enumerate(failed) if number >= keep.count or each.ended <= oldest]:
+            for each in surplus(tree.store.builds.failed().values(), keep, self._clock()):
                 path = b"builds/.failed/" + each.id.name
                 try:
                     await self._by_path(
@@ -347,7 +348,7 @@ class Builders:
                 except (ZfsfsError, OSError) as failure:
                     text = f"failed build {each.id} can't be deleted yet: {failure}"
                     tree.store.events.append("warning", str(each.id), text)
-            left = [each.ended + keep.seconds - time.time() for each in tree.store.builds.failed().values()]
+            left = [each.ended + keep.seconds - self._clock() for each in tree.store.builds.failed().values()]
             self._tidying = trio.Event()
             with trio.move_on_after(max(min(left, default=math.inf), 1.0)):
                 await self._tidying.wait()
@@ -359,6 +360,12 @@ class Builders:
             run.cancel()
         while self._runs:
             await self._idle.wait()
+
+
+def surplus(failed: Iterable[FailedInfo], keep: KeepFailed, now: float) -> list[FailedInfo]:
+    """The failed builds that are more than are kept, or older, the newest first."""
+    newest = sorted(failed, key=lambda each: each.ended, reverse=True)
+    return [each for number, each in enumerate(newest) if number >= keep.count or each.ended + keep.seconds <= now]
 
 
 def _publishes(use: CacheUse, success: bool) -> bool:

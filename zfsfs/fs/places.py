@@ -101,6 +101,7 @@ class CachePlace:
     outcome: str = ""
     success: bool | None = None  # of what its session is for, when somebody has said so
     publisher: bool | None = None  # whether its session is of one who may publish, once that is decided
+    locked: bool = False  # one session of the cache at a time
     uses: int = 0  # builders that have its session
     openers: set[Process] = field(default_factory=set)  # whose turn it is, of a locked cache, as far as known
     holders: list[str] = field(default_factory=list)

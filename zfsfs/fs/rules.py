@@ -47,6 +47,7 @@ class CacheRuling:
         place = _place(area)
         rules = self.of(place.name.cache)
         area.read_only = rules.policy is Policy.READ_ONLY
+        place.locked = rules.policy is Policy.LOCKED
         area.gate = None
         if not rules.publishers.everybody:
             area.gate = lambda caller: self.claim(area, caller.uid, caller.groups())

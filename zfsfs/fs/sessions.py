@@ -29,7 +29,7 @@ from zfsfs.fs.turns import Holds, Turns, open_by
 from zfsfs.fs.users import SESSION, Users
 from zfsfs.names import CacheName, SessionName, cache
 from zfsfs.native.processes import Process
-from zfsfs.store import Outcome, Policy, Session, Store
+from zfsfs.store import Outcome, Session, Store
 from zfsfs.threads import in_thread
 
 log = logging.getLogger(__name__)
@@ -142,10 +142,7 @@ class Sessions:
             return True
         if not place.usable:
             return False
-        return not self._is_locked(place) or self._turns.has(place, pid)
-
-    def _is_locked(self, place: CachePlace) -> bool:
-        return self.ruling.of(place.name.cache).policy is Policy.LOCKED
+        return not place.locked or self._turns.has(place, pid)
 
     async def begin(self, area: Area, caller: Caller, *, opens: bool = False) -> None:
         """Open a session, unless it is open: a user is about to change something in it, or only to open it. Raises
@@ -159,7 +156,7 @@ class Sessions:
             # What the kernel still has of an older version must not be read in the session. No request that the
             # kernel's forgetting waits for comes here.
             await area.until(lambda: not place.telling)
-            if self._is_locked(place):
+            if place.locked:
                 await self._turns.take(area, caller, opens=opens)
             async with place.cache.lock:
                 if place.stuck is not None:
@@ -178,7 +175,7 @@ class Sessions:
     def _may_open(self, area: Area, place: CachePlace) -> bool:
         """That nobody's turn has come since it was ours."""
         others = (each for each in self.open_areas if _place(each).cache is place.cache and each is not area)
-        return not self._is_locked(place) or not any(others)
+        return not place.locked or not any(others)
 
     async def _open(self, area: Area, place: CachePlace) -> None:
         session = await self._store.caches.open(place.name.cache, place.name.label)

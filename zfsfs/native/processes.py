@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import NamedTuple
 
@@ -73,3 +74,10 @@ def lineage(pid: int) -> list[Process]:
         found.append(each[0])
         each = _stat(each[1])
     return found
+
+
+def with_variable(name: str, value: str) -> list[int]:
+    """The processes that were started with this in their environment, as far as we may see it."""
+    wanted = os.fsencode(f"{name}={value}")
+    pids = [int(each) for each in os.listdir("/proc") if each.isdigit()]
+    return [pid for pid in pids if wanted in read_proc(f"/proc/{pid}/environ").split(b"\0")]

@@ -1,0 +1,152 @@
+"""Builders that mean no good: each ends in a clear event and a clean tree, and the daemon is there for the others."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import changed_daemon
+import pytest
+from mounted_tree import Mounted, until
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users, limits a filesystem's size")
+
+SYSTEMD = os.environ.get("ZFSFS_VM") == "1" and Path("/run/systemd/system").exists()
+NOBODY = 65534
+
+
+def configuration(folder: Path, script: str, more: str = "") -> Path:
+    config = folder / "config.toml"
+    config.write_text(f"[builder.sh]\ncommand = [\"sh\", \"-c\", '''{script}''']\nkill-grace = '1s'\n{more}")
+    return config
+
+
+def configured(tree: Mounted, folder: Path, script: str, more: str = "") -> Mounted:
+    """A mounted store with a builder `sh` that runs a script."""
+    tree.mount(0.1, "--config", str(configuration(folder, script, more)))
+    return tree
+
+
+def built(tree: Mounted, ident: str) -> str:
+    """Have it built; how it has ended."""
+    (tree / f"builds/sh+{ident}").mkdir()
+    (tree / f".zfsfs/wait/{ident}").read_bytes()
+    return tree.events("builder-ended")[-1]
+
+
+def of_user(uid: int) -> list[int]:
+    """The processes of a user."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and entry.stat().st_uid == uid and (entry / "exe").readlink():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def clean(tree: Mounted) -> None:
+    """Nothing is left, and others' work goes on."""
+    tree.closed()
+    assert os.listdir(tree / "builds") == []
+    (tree / "builds/other").mkdir()
+    (tree / "builds/other/file").write_text("x")
+    (tree / "builds/other").rename(tree / "results/other")
+    (tree / "results/other").rmdir()
+
+
+@pytest.fixture
+def small(tmp_path: Path, store: str):
+    """A store of 48 MiB: a quota on ZFS, a small tmpfs otherwise."""
+    if os.environ.get("ZFSFS_TEST_POOL"):
+        subprocess.run(["zfs", "set", "quota=48M", store], check=True)
+        yield
+        return
+    Path(store).mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48M", "tmpfs", store], check=True)
+    yield
+    subprocess.run(["umount", store], check=True)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("native", ["true", "false"])
+def test_a_builder_that_fills_the_pool(unmounted, folder, native):
+    script = "for i in 1 2 3 4 5 6 7 8; do head -c 16M /dev/urandom >file.$i || exit 9; done; sync -f ."
+    tree = configured(unmounted, folder, script, f"native = {native}")
+    assert built(tree, "big").startswith("builder sh on big has failed: ")
+    clean(tree)
+
+
+@pytest.mark.parametrize("how", ["grouped", "ungrouped"])
+def test_a_fork_bomb(unmounted, folder, how):
+    config = configuration(
+        folder, "b() { b | b & }; b 2>/dev/null; sleep 1000", "max-processes = 40\nuser = 65534\ntime-limit = 1"
+    )
+    command = [sys.executable, changed_daemon.__file__, how, folder, "mount", unmounted.store, unmounted.path]
+    subprocess.run([*command, "--linger", "0.1", "--config", config, "--log", unmounted.log], check=True, timeout=120)
+    assert built(unmounted, "bomb").startswith("builder sh on bomb has failed: ")
+    assert of_user(NOBODY) == []
+    clean(unmounted)
+
+
+SANDBOXES = {
+    "bwrap": [
+        "bwrap", "--ro-bind", "/", "/", "--dev", "/dev", "--bind", "{directory}", "{directory}", "--unshare-pid",
+        "--die-with-parent", "--chdir", "{directory}", "{command}",
+    ],
+    "systemd-run": [
+        "systemd-run", "-q", "--scope", "-p", "TasksMax=50", "--", "{command}",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "sandbox",
+    [
+        pytest.param("bwrap", marks=pytest.mark.skipif(not shutil.which("bwrap"), reason="there is no bubblewrap")),
+        pytest.param(
+            "systemd-run", marks=pytest.mark.skipif(not SYSTEMD, reason="needs systemd in a machine of ours")
+        ),
+    ],
+)
+def test_a_sandbox_by_configuration(unmounted, folder, sandbox):
+    outside = folder / "outside"
+    script = f"echo $ZFSFS_ID > made; cat /proc/self/cgroup; echo x > {outside}; sleep 1000 & exit 0"
+    tree = configured(unmounted, folder, script, f"sandbox = {SANDBOXES[sandbox]}")
+    assert built(tree, "one") == "builder sh on one has succeeded"
+    assert (tree / "results/one/made").read_text() == "one\n"
+    assert outside.exists() == (sandbox != "bwrap")
+    if sandbox != "bwrap":
+        assert ".scope" in (tree / ".zfsfs/log/one").read_text()
+    (tree / "results/one").rmdir()
+    clean(tree)
+
+
+@pytest.mark.parametrize("how", ["grouped", "ungrouped"])
+def test_what_a_daemon_and_its_supervisors_left_running_is_ended_by_the_next(unmounted, folder, how):
+    folder.chmod(0o777)
+    pid = folder / "pid"
+    # Not a child of anybody's, in a session of its own.
+    config = configuration(folder, f"(setsid sh -c 'echo $$ >{pid}; exec sleep 1000' &); exec sleep 1000")
+    command = [sys.executable, changed_daemon.__file__, how, folder, "mount", unmounted.store, unmounted.path]
+    subprocess.run([*command, "--linger", "0.1", "--config", config, "--log", unmounted.log], check=True, timeout=120)
+    (unmounted / "builds/sh+one").mkdir()
+    hidden = Path("/proc") / until(lambda: pid.exists() and pid.read_text().strip())
+    daemon = unmounted.pid
+    tasks = Path(f"/proc/{daemon}/task").iterdir()
+    children = [child for each in tasks for child in (each / "children").read_text().split()]
+    (supervisor,) = [int(each) for each in children if b"supervisor" in Path(f"/proc/{each}/cmdline").read_bytes()]
+    os.kill(daemon, signal.SIGSTOP)  # so that it can't see to it
+    os.kill(supervisor, signal.SIGKILL)
+    os.kill(daemon, signal.SIGKILL)
+    until(lambda: not os.path.exists(f"/proc/{daemon}/exe"))
+    assert (hidden / "exe").exists()
+    unmounted.mount()
+    assert not (hidden / "exe").exists()
+    assert len([text for text in unmounted.events("recovered") if "builder" in text]) == 1
+    clean(unmounted)

@@ -32,7 +32,7 @@ def cache(tree: Mounted) -> Path:
         (path / "file").chmod(0o666)
 
     assert as_user(ANN, make) == ""
-    assert tree.outcome("c") == "published"
+    assert outcome(tree, "c") == "published"
     return path
 
 
@@ -44,12 +44,18 @@ def attribute(path: Path, name: str) -> str:
     return os.getxattr(path, f"user.zfsfs.{name}").decode()
 
 
+def outcome(tree: Mounted, name: str) -> str:
+    """How the last session of this name ended, once it has."""
+    until(lambda: not any(each["name"] == name for each in tree.status()["sessions"]))
+    return [text for text in tree.events("released") if text.startswith(f"{name} is ")][-1].rpartition(" ")[2]
+
+
 def writes(tree: Mounted, user: int, path: Path, text: str, groups: tuple[int, ...] = ()) -> str:
     """A user writes a file in a session, which then closes; how it ended."""
     assert as_user(user, lambda: (path / "file").write_text(text) and None, groups) == ""
-    outcome = tree.outcome(path.name)
-    assert attribute(path, "outcome") == outcome
-    return outcome
+    ended = outcome(tree, path.name)
+    assert attribute(path, "outcome") == ended
+    return ended
 
 
 class Holding:
@@ -128,7 +134,7 @@ def test_on_success_a_session_is_published_if_that_was_said(tree, cache):
         os.close(held)
 
     assert as_user(ANN, succeeds) == ""
-    assert tree.outcome("c@ann") == "published"
+    assert outcome(tree, "c@ann") == "published"
     assert (cache / "file").read_text() == "whole"
 
 
@@ -144,7 +150,7 @@ def test_a_failure_that_was_said_stands(tree, cache):
     assert as_user(BOB, lambda: rule(cache, "success", "yes")) == ""
     assert attribute(cache, "success") == "no"
     os.close(held)
-    assert tree.outcome("c") == "unsuccessful"
+    assert outcome(tree, "c") == "unsuccessful"
     assert attribute(cache, "success") == ""
 
 
@@ -157,9 +163,9 @@ def test_never_leaves_each_a_private_copy(tree, cache, holding):
         assert user.do('cat "$1/file"') == f"of {user.pid}\n"
     assert attribute(tree / "caches/c@bob", "state") == "private"
     ann.end()
-    assert tree.outcome("c@ann") == "private"
+    assert outcome(tree, "c@ann") == "private"
     bob.end()
-    assert tree.outcome("c@bob") == "private"
+    assert outcome(tree, "c@bob") == "private"
     assert (cache / "file").read_text() == "first"
     assert 'zfsfs_events_total{kind="outcome-private"} 2' in (tree / ".zfsfs/metrics").read_text()
 
@@ -199,14 +205,14 @@ def test_a_publishers_session_is_not_for_others_nor_theirs_for_one(tree, cache, 
     assert bob.do('cat "$1/file"') == "by Ann\n"
     bob.end()
     ann.end()
-    assert tree.outcome("c") == "published"
+    assert outcome(tree, "c") == "published"
     bob = holding(cache, BOB)
     bob.is_in()
     assert bob.do('mkdir "$1/new"') == ""
     assert attribute(cache, "state") == "private"
     assert as_user(ANN, (cache / "file").unlink) == "EBUSY"
     bob.end()
-    assert tree.outcome("c") == "private"
+    assert outcome(tree, "c") == "private"
     assert sorted(os.listdir(cache)) == ["file"]
 
 
@@ -234,6 +240,7 @@ def test_rules_outlive_releases_and_daemons(tree, cache):
     rule(cache, "publishers", str(ANN))
     rule(cache, "policy", "locked")
     assert writes(tree, ANN, cache, "second") == "published"
+    tree.closed()
     daemon = tree.pid
     os.kill(daemon, signal.SIGKILL)
     until(lambda: not os.path.exists(f"/proc/{daemon}/exe"))
@@ -282,7 +289,7 @@ def test_the_second_who_opens_a_locked_cache_waits_and_stops_nobody(tree, cache,
     assert tree.events("released")[-1] == "c is published"
     assert bob.do('cat "$1/file"; ls "$1"') == "by Ann\nfile\nnew\n"
     bob.end()
-    assert tree.outcome("c") == "unchanged"
+    assert outcome(tree, "c") == "unchanged"
 
 
 def test_one_session_at_a_time_by_whichever_path(tree, cache, holding):
@@ -316,7 +323,7 @@ def test_who_waits_for_a_locked_cache_can_be_interrupted(tree, cache, holding):
     assert "deadlock" in ann.do(f"ls {tree / 'caches/c@other'}")
     assert ann.do('echo by Ann >"$1/file"') == ""
     ann.end()
-    assert tree.outcome("c") == "published"
+    assert outcome(tree, "c") == "published"
 
 
 def test_whoever_is_in_a_locked_cache_or_comes_of_who_is_may_come_again(tree, cache, holding):
@@ -327,7 +334,7 @@ def test_whoever_is_in_a_locked_cache_or_comes_of_who_is_may_come_again(tree, ca
     assert ann.do('(cd "$1"; setsid sh -c "exec 9<&-; sleep 0.1; ls" 8<&- &) | cat') == "file\n"
     assert ann.do('(setsid sh -c "sleep 0.1; ls $1" &) | cat') == "file\n"
     ann.end()
-    assert tree.outcome("c") == "unchanged"
+    assert outcome(tree, "c") == "unchanged"
 
 
 # Builders.
@@ -400,5 +407,5 @@ def test_zfsfs_build_says_whether_it_was_successful(tree, cache):
     for ident, code in (("bad", 7), ("good", 0)):
         script = f"echo of {ident} > $C/file; exit {code}"
         zfsfs("build", tree.path, ident, "--cache", f"c@{ident}:C", "--", "sh", "-c", script, expect=code)
-        assert tree.outcome(f"c@{ident}") == ("unsuccessful" if code else "published")
+        assert outcome(tree, f"c@{ident}") == ("unsuccessful" if code else "published")
     assert (cache / "file").read_text() == "of good\n"

@@ -258,3 +258,19 @@ def test_defaults_are_inherited_by_what_others_make():
             yield look(name), getfacl(name)
     with acting(BERT):
         yield tried(read, "d/f"), tried(write, "d/e/f", b"y"), tried(read, "d/e/f")
+
+
+@compared()
+def test_a_default_list_counts_from_when_it_is_set_to_when_it_goes():
+    os.mkdir("d")
+    with umask(0o077):
+        write("d/before")
+        os.setxattr("d", DEFAULT, acl((OWNER, 7), (GROUP_OF_FILE, 7), (OTHERS, 7)))
+        write("d/within")
+        os.mkdir("d/sub")
+        write("d/sub/within")
+        os.removexattr("d", DEFAULT)
+        write("d/after")
+        write("d/sub/after")
+    for name in ("before", "within", "after", "sub/within", "sub/after"):
+        yield name, look(f"d/{name}")

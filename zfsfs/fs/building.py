@@ -247,7 +247,11 @@ class Builders:
             with suppress(Exists):
                 await self._tree.store.caches.create(use.name, owner, 0o755)
         area = sessions.area(SessionName(use.name, label))
-        await sessions.begin(area, Caller(run.user.uid, run.user.gid, NOBODY), opens=True)
+        self._tree.table.hold(area.root)  # the kernel may forget it while we wait for our turn
+        try:
+            await sessions.begin(area, Caller(run.user.uid, run.user.gid, NOBODY), opens=True)
+        finally:
+            self._tree.table.closed(area.root)
         _, _, groups = _identity(run.user) or (0, 0, [run.user.gid])
         sessions.use(area, run.user.uid, groups)
         return area

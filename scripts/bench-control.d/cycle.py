@@ -54,15 +54,10 @@ class Cycle:
     async def run(self) -> None:
         started = time.monotonic()
         await self.builds("start", None)
-        print("A", self.peer.name, time.monotonic() - started, flush=True)
         await self.builds("start on base", f"start-{self.tag}-0")
-        print("B", self.peer.name, time.monotonic() - started, flush=True)
         await self.winning()
-        print("C", self.peer.name, time.monotonic() - started, flush=True)
         await self.losing()
-        print("D", self.peer.name, time.monotonic() - started, flush=True)
         await self.unchanged()
-        print("E", self.peer.name, time.monotonic() - started, flush=True)
         await self.of_one_cache()
         elapsed = time.monotonic() - started
         print(f"{self.count} at once, {self.peer.name}: {elapsed:.1f} s", file=sys.stderr, flush=True)

@@ -10,7 +10,7 @@ Every exception carries the errno that a path operation answers with and the exi
     │   ├── Missing        ENOENT                  exit 1
     │   ├── Busy           EBUSY                   exit 4
     │   ├── NoSpace        ENOSPC / EDQUOT         exit 1
-    │   ├── Stopped            EIO                     exit 3   the storage waits for a person to mend it
+    │   ├── Stopped        EIO                     exit 3   the storage waits for a person to mend it
     │   ├── ReadOnly       EROFS                   exit 1
     │   └── DriverError    any other               exit 1   the number is kept
     ├── Refused            EPERM / EACCES          exit 1   who asks may not

@@ -25,10 +25,9 @@ from zfsfs.builders.supervisor import Ended, Job
 from zfsfs.config import Builder, CacheUse, KeepFailed, Publish
 from zfsfs.errors import Busy, Exists, Missing, ZfsfsError
 from zfsfs.fs.area import Area
-from zfsfs.fs.caller import Caller
+from zfsfs.fs.caller import NOBODY, Caller
 from zfsfs.fs.logs import Logs
 from zfsfs.fs.places import BuildPlace
-from zfsfs.fs.sessions import NOBODY
 from zfsfs.fs.tree import BUILDS, Tree
 from zfsfs.fs.waiting import Ends
 from zfsfs.names import SessionName

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+#: The pid of a caller that is a builder, before it has a process.
+NOBODY = -1
+
 
 @dataclass(slots=True)
 class Caller:

@@ -36,8 +36,6 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two looks at who still holds a session without an open file.
 HOLDER_PAUSE = 0.25
-#: The pid of a caller that is a builder, before it has a process.
-NOBODY = -1
 #: Seconds before a session is closed again that could not be (a full pool).
 RETRY = 5.0
 

@@ -82,8 +82,8 @@ class Turns:
         try:
             for area in shared.areas.values():
                 area.stir()  # it need not linger
-            # A builder has no process yet, and is ended by cancellation.
-            await (until(ended, pid) if pid else ended.wait())
+            # A builder has no process yet, and is ended by cancellation; others may not be seen from here.
+            await (until(ended, pid) if pid > 0 else ended.wait())
         finally:
             self._waiting -= 1
             shared.waiters -= 1

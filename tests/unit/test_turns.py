@@ -1,0 +1,50 @@
+"""Waiting for one's turn in a locked cache."""
+
+from __future__ import annotations
+
+import trio
+import trio.testing
+
+from zfsfs.fs.caller import NOBODY, Caller
+from zfsfs.fs.places import CachePlace, SharedCache
+from zfsfs.fs.turns import Turns
+from zfsfs.names import CacheName, SessionName
+
+
+class Area:
+    """What `Turns` needs of an area of a locked cache."""
+
+    def __init__(self, shared: SharedCache, label: bytes) -> None:
+        self.place = CachePlace(SessionName(shared.name, label), shared, locked=True)
+        shared.areas[label] = self
+
+    def stir(self) -> None:
+        pass
+
+
+async def nobody_holds(area: Area, pids: list[int]) -> bool:
+    return False
+
+
+async def waits_for(pid: int) -> None:
+    """A caller waits for an hour, and then it is its turn."""
+    shared = SharedCache(CacheName(b"c"))
+    other, mine = Area(shared, b"other"), Area(shared, b"mine")
+    opened = {other}
+    turns = Turns(opened, nobody_holds)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: turns.take(mine, Caller(0, 0, pid), opens=True))
+        while not shared.waiters:
+            await trio.testing.wait_all_tasks_blocked(0.01)  # whose family it is of is looked at in a thread
+        await trio.sleep(3600)
+        assert shared.waiters == 1
+        opened.clear()
+        shared.ended.set()
+
+
+async def test_a_builder_that_has_no_process_yet_waits_as_long_as_it_takes(autojump_clock):
+    await waits_for(NOBODY)
+
+
+async def test_who_is_not_to_be_seen_from_here_waits_as_long_as_it_takes(autojump_clock):
+    await waits_for(0)

@@ -3,42 +3,55 @@
 from __future__ import annotations
 
 import os
+import shutil
 import site
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from mounted_tree import until
+
+import zfsfs
 
 ZFS = bool(os.environ.get("ZFSFS_TEST_POOL"))
 #: Somebody whom fusermount3 knows by name.
 UID = 1
 USER = ["setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups", "env", "HOME=/"]
 PROGRAM = "import sys; sys.path[:0] = sys.argv.pop(1).split(':'); from zfsfs.cli import main; main()"
-PATHS = ":".join([os.getcwd(), *site.getsitepackages()])
 
 
-def python() -> list[str]:
-    """A Python that an ordinary user can run, with what the daemon needs; nothing when there is none."""
-    for each in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
-        words = [each, "-c", PROGRAM, PATHS]
-        if not subprocess.run([*USER, *words, "--help"], capture_output=True, check=False).returncode:
-            return words
-    return []
+@pytest.fixture(scope="module")
+def program() -> Iterator[list[str]]:
+    """zfsfs as an ordinary user can run it: a copy of it, as ours may lie in root's home."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    with tempfile.TemporaryDirectory(prefix="zfsfs-") as copy:
+        os.chmod(copy, 0o755)
+        shutil.copytree(Path(zfsfs.__file__).parent, f"{copy}/zfsfs", ignore=shutil.ignore_patterns("__pycache__"))
+        paths = ":".join([copy, *site.getsitepackages()])
+        for each in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
+            words = [each, "-c", PROGRAM, paths]
+            if not subprocess.run([*USER, *words, "--help"], capture_output=True, check=False, cwd="/").returncode:
+                yield words
+                return
+    pytest.skip("needs a Python that ordinary users can run")
 
 
-PYTHON = python() if os.geteuid() == 0 else []
-COMMAND = [*USER, *PYTHON]
-pytestmark = pytest.mark.skipif(not PYTHON, reason="needs root, and a Python that ordinary users can run")
+@pytest.fixture(scope="module")
+def as_user(program: list[str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs zfsfs as that user."""
+
+    def run(*words, cwd="/"):
+        command = [*USER, *program, *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, timeout=60)
+
+    return run
+
+
 zfs_only = pytest.mark.skipif(not ZFS, reason="a directory store is native for its own user only")
-
-
-def as_user(*words, cwd="/"):
-    return subprocess.run(
-        [*COMMAND, *map(str, words)], capture_output=True, text=True, check=False, cwd=cwd, timeout=60
-    )
 
 
 @pytest.fixture
@@ -56,7 +69,7 @@ def build(tree):
 
 
 @zfs_only
-def test_an_ordinary_user_has_its_own_build_natively(tree, build):
+def test_an_ordinary_user_has_its_own_build_natively(tree, build, as_user):
     script = f"id -u; cat file; echo made >made; grep {build} /proc/self/mountinfo"
     done = as_user("exec", "--cwd", build, build, "--", "sh", "-c", script)
     assert done.stderr == ""
@@ -70,7 +83,7 @@ def test_an_ordinary_user_has_its_own_build_natively(tree, build):
 
 
 @zfs_only
-def test_what_one_may_not_write_is_not_native_for_him(tree, build):
+def test_what_one_may_not_write_is_not_native_for_him(tree, build, as_user):
     other = tree / "builds/other"
     other.mkdir(mode=0o755)
     done = as_user("exec", other, "--", "true")
@@ -83,13 +96,13 @@ def test_what_one_may_not_write_is_not_native_for_him(tree, build):
 
 
 @pytest.mark.skipif(ZFS, reason="of directory stores")
-def test_a_directory_store_of_roots_is_native_for_nobody_else(tree, build):
+def test_a_directory_store_of_roots_is_native_for_nobody_else(tree, build, as_user):
     done = as_user("exec", build, "--", "true")
     assert done.returncode == 125
     assert "for root and for the user who has mounted it" in done.stderr
 
 
-def test_only_root_may_map_users(tree, build, tmp_path):
+def test_only_root_may_map_users(tree, build, as_user, tmp_path):
     done = as_user("bind", "--map-users", f"{UID}:{UID}:1", build, "/tmp")
     assert done.returncode != 0
     assert "only root may map users" in done.stderr or "can't be mapped" in done.stderr
@@ -97,7 +110,7 @@ def test_only_root_may_map_users(tree, build, tmp_path):
 
 
 @zfs_only
-def test_bind_without_the_privilege_to_mount_is_refused(tree, build):
+def test_bind_without_the_privilege_to_mount_is_refused(tree, build, as_user):
     with tempfile.TemporaryDirectory() as target:
         os.chown(target, UID, UID)
         done = as_user("bind", build, target)
@@ -110,7 +123,7 @@ def test_bind_without_the_privilege_to_mount_is_refused(tree, build):
     subprocess.run([*USER, "test", "-w", "/dev/fuse"], check=False).returncode != 0,
     reason="/dev/fuse is not open to all, as udev has it",
 )
-def test_without_root_the_same_in_a_user_namespace():
+def test_without_root_the_same_in_a_user_namespace(as_user, program):
     with tempfile.TemporaryDirectory(prefix="zfsfs-") as name:
         folder = Path(name)
         os.chown(folder, UID, UID)
@@ -143,7 +156,7 @@ def test_without_root_the_same_in_a_user_namespace():
             # A mount of its own somewhere else, in a namespace of its own.
             subprocess.run([*USER, "mkdir", folder / "target"], check=True)
             script = '"$@" && cat target/one && touch target/one'
-            words = [*PYTHON, "bind", mnt / "results/made", "target"]
+            words = [*program, "bind", mnt / "results/made", "target"]
             done = subprocess.run(
                 [*USER, "unshare", "-Urm", "sh", "-c", script, "sh", *words],
                 capture_output=True,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -16,3 +16,12 @@ def failing(number: int) -> Iterator[None]:
         yield
     got = failure.value.errno or 0
     assert errno.errorcode.get(got) == errno.errorcode[number], failure.value
+
+
+def errno_of(action: Callable[[], object]) -> int:
+    """0 when it goes well."""
+    try:
+        action()
+    except OSError as failure:
+        return failure.errno or 0
+    return 0

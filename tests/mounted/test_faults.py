@@ -5,51 +5,46 @@ from __future__ import annotations
 import errno
 import os
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
-from errnos import failing
+from errnos import errno_of, failing
 from mounted_tree import Mounted, until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="limits another process")
 
 
 @contextmanager
-def few_descriptors(tree: Mounted, more: int) -> Iterator[None]:
+def limited(pid: int, which: int, limit: int) -> Iterator[None]:
+    before = resource.prlimit(pid, which)
+    resource.prlimit(pid, which, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, which, before)
+
+
+def few_descriptors(tree: Mounted, more: int) -> AbstractContextManager[None]:
     """The daemon may have only so many descriptors more than it has."""
-    pid = tree.pid
-    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    highest = max(int(name) for name in os.listdir(f"/proc/{pid}/fd"))
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (highest + 1 + more, before[1]))
-    try:
-        yield
-    finally:
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+    highest = max(int(name) for name in os.listdir(f"/proc/{tree.pid}/fd"))
+    return limited(tree.pid, resource.RLIMIT_NOFILE, highest + 1 + more)
 
 
-@contextmanager
-def no_memory(tree: Mounted) -> Iterator[None]:
+def no_memory(tree: Mounted) -> AbstractContextManager[None]:
     """The daemon gets no more memory than it has, not even for a thread's stack."""
-    pid = tree.pid
-    before = resource.prlimit(pid, resource.RLIMIT_AS)
-    with open(f"/proc/{pid}/statm") as statm:
-        pages = int(statm.read().split()[0])
-    resource.prlimit(pid, resource.RLIMIT_AS, (pages * resource.getpagesize(), before[1]))
-    try:
-        yield
-    finally:
-        resource.prlimit(pid, resource.RLIMIT_AS, before)
+    pages = int(Path(f"/proc/{tree.pid}/statm").read_text().split()[0])
+    return limited(tree.pid, resource.RLIMIT_AS, pages * resource.getpagesize())
 
 
-def errno_of(action: Callable[[], object]) -> int:
-    """0 when it goes well."""
-    try:
-        action()
-    except OSError as failure:
-        return failure.errno or 0
-    return 0
+def in_session(tree: Mounted) -> int:
+    """A changed session of the cache c; returns what holds it."""
+    (tree / "caches/c").mkdir()
+    session = os.open(tree / "caches/c", os.O_RDONLY)
+    (tree / "caches/c/file").write_text("of the session")
+    return session
 
 
 def open_until_refused(stack: ExitStack, path: object) -> int:
@@ -63,14 +58,12 @@ def open_until_refused(stack: ExitStack, path: object) -> int:
 
 
 def test_a_daemon_out_of_descriptors_says_so_and_loses_nothing(tree: Mounted) -> None:
-    (tree / "caches/c").mkdir()
     (tree / "builds/b").mkdir()
     (tree / "builds/b/file").write_text("contents")
     (tree / "builds/done").mkdir()
     (tree / "builds/done/file").write_text("done")
     with ExitStack() as stack:
-        session = os.open(tree / "caches/c", os.O_RDONLY)
-        (tree / "caches/c/file").write_text("of the session")
+        session = in_session(tree)
         with few_descriptors(tree, 20):
             assert open_until_refused(stack, tree / "builds/b/file") == errno.ENFILE
             with failing(errno.ENFILE):
@@ -95,12 +88,10 @@ def test_a_daemon_out_of_descriptors_says_so_and_loses_nothing(tree: Mounted) ->
 
 
 def test_a_release_without_descriptors_is_made_later(tree: Mounted) -> None:
-    (tree / "caches/c").mkdir()
     (tree / "builds/b").mkdir()
     (tree / "builds/b/file").write_text("contents")
     with ExitStack() as stack:
-        session = os.open(tree / "caches/c", os.O_RDONLY)
-        (tree / "caches/c/file").write_text("of the session")
+        session = in_session(tree)
         with few_descriptors(tree, 5):
             assert open_until_refused(stack, tree / "builds/b/file") == errno.ENFILE
             os.close(session)
@@ -113,10 +104,8 @@ def test_a_release_without_descriptors_is_made_later(tree: Mounted) -> None:
 
 
 def test_a_daemon_out_of_memory_says_so_and_loses_nothing(tree: Mounted) -> None:
-    (tree / "caches/c").mkdir()
     (tree / "builds/b").mkdir()
-    session = os.open(tree / "caches/c", os.O_RDONLY)
-    (tree / "caches/c/file").write_text("of the session")
+    session = in_session(tree)
     with no_memory(tree), ThreadPoolExecutor(20) as users:
         # Starting builds side by side needs more threads than there are.
         folders = [tree / f"builds/{number}" for number in range(20)]

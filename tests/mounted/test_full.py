@@ -6,12 +6,13 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import changed_daemon
 import pytest
+from errnos import errno_of
 from mounted_tree import Mounted, until, zfsfs
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="limits a filesystem's size")
@@ -64,15 +65,6 @@ def fill(path: Path) -> int:
 
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-
-
-def errno_of(action: Callable[[], object]) -> int:
-    """0 when it goes well."""
-    try:
-        action()
-    except OSError as failure:
-        return failure.errno or 0
-    return 0
 
 
 def is_told(tree: Mounted) -> bool:

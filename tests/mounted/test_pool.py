@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from errnos import failing
+from errnos import errno_of, failing
 from mounted_tree import PATIENCE, Mounted, until, zfsfs
 
 pytestmark = pytest.mark.skipif("ZFSFS_TEST_POOL" not in os.environ, reason="makes pools of its own")
@@ -89,14 +89,6 @@ def disk(tmp_path: Path, failmode: str) -> Iterator[Disk]:
 def store(disk: Disk) -> str:
     run("zfs", "create", f"{disk.pool}/ci")
     return f"{disk.pool}/ci"
-
-
-def errno_of(action: Callable[[], object]) -> int:
-    try:
-        action()
-    except OSError as failure:
-        return failure.errno or 0
-    return 0
 
 
 def publish(tree: Mounted, name: str, contents: bytes) -> None:

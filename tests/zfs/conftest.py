@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from zfsfs.driver import Driver
+
 
 @pytest.fixture
 def pool() -> Iterator[str]:
@@ -22,3 +24,14 @@ def pool() -> Iterator[str]:
     yield name
     # zfs(8) knows the order in which clones and snapshots have to go; nothing outside is cloned from it.
     subprocess.run(["zfs", "destroy", "-R", name], check=True)
+
+
+@pytest.fixture
+def unlocked(pool: str) -> Iterator[Driver]:
+    """A driver whose store anybody may start: some tests start one on it themselves."""
+    from zfsfs.zfs.driver import ZfsDriver
+
+    driver = ZfsDriver(pool)
+    driver.prepare()
+    yield driver
+    driver.close()

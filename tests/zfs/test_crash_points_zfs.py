@@ -50,13 +50,8 @@ def cases() -> Iterator[tuple[Sequence, int]]:
 
 
 @pytest.fixture
-def driver(pool: str) -> Iterator[Driver]:
-    from zfsfs.zfs.driver import ZfsDriver
-
-    driver = ZfsDriver(pool)
-    driver.prepare()  # not locked: some sequences start a store on it
-    yield driver
-    driver.close()
+def driver(unlocked: Driver) -> Driver:
+    return unlocked
 
 
 async def scene_in(driver: Driver, sequence: Sequence, others: int, number: int) -> tuple[Scene, Armed]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,8 @@ from zfsfs.store import carry_out
 
 
 @pytest.fixture
-def driver(pool: str) -> Iterator[Driver]:
-    from zfsfs.zfs.driver import ZfsDriver
-
-    driver = ZfsDriver(pool)
-    driver.prepare()  # not locked: some cases start a store on it
-    yield driver
-    driver.close()
+def driver(unlocked: Driver) -> Driver:
+    return unlocked
 
 
 class TestOnZfs(OBuilderSuite):

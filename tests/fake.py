@@ -204,6 +204,10 @@ class FakeDriver(Driver):
         size = sum(map(len, self._head(dataset).contents.values()))
         return Space(size, size)
 
+    def written(self, dataset: Dataset, *, wait: bool) -> int | None:
+        self._head(dataset)
+        return None
+
     def needs(self, dataset: Dataset) -> Sequence[Need]:
         found = [
             Need("hold", Snapshot(dataset, each.name), "tag") for each in self._head(dataset).snapshots if each.holds

@@ -116,6 +116,9 @@ class Stopping(Driver):
     def space(self, dataset: Dataset) -> Space:
         return self._alive().space(dataset)
 
+    def written(self, dataset: Dataset, *, wait: bool) -> int | None:
+        return self._alive().written(dataset, wait=wait)
+
     def needs(self, dataset: Dataset) -> Sequence[Need]:
         return self._alive().needs(dataset)
 

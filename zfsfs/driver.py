@@ -215,6 +215,12 @@ class Driver(Protocol):
     def space(self, dataset: Dataset) -> Space:
         """What a dataset uses. May walk it. Raises Missing."""
 
+    def written(self, dataset: Dataset, *, wait: bool) -> int | None:
+        """How many bytes on the disk a clone doesn't share with its origin. As long as nothing is written in a clone
+        it stays the same, and never comes back to that once the least was. `wait`: what was written up to the call
+        counts, which may take as long as a verb; else what has reached the disk. None where that can't be told.
+        Raises Missing."""
+
     def needs(self, dataset: Dataset) -> Sequence[Need]:
         """What keeps the snapshots of a dataset from being destroyed, for people to read. Nothing when it is gone."""
 

@@ -15,6 +15,7 @@ import pytest
 from errnos import failing
 from mounted_tree import until, zfsfs
 
+ZFS = bool(os.environ.get("ZFSFS_TEST_POOL"))
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="mounts, or becomes another user")
 
 
@@ -167,6 +168,16 @@ def test_a_session_stays_open_while_it_is_native_and_is_published_afterwards(tre
     run(f"{cache}@job", "--", "sh", "-c", f"echo second >{cache}@job/file")
     assert tree.outcome("c@job") == "published"
     assert (cache / "file").read_text() == "second\n"
+
+
+def test_a_session_in_which_nothing_was_written_natively_is_unchanged_where_that_can_be_told(tree, cache):
+    session = f"{cache}@job"
+    run(session, "--", "sh", "-c", f"cat {session}/file; ls -l {session}; exec 3<>{session}/file")
+    assert tree.outcome("c@job") == ("unchanged" if ZFS else "published")
+    code = "import mmap, sys; f = open(sys.argv[1], 'r+b'); m = mmap.mmap(f.fileno(), 0); m[0:1] = b'F'"
+    run(session, "--", sys.executable, "-c", code, f"{session}/file")
+    assert tree.outcome("c@job") == "published"
+    assert (cache / "file").read_text() == "First"
 
 
 def test_a_process_that_outlives_the_command_holds_it(tree, cache):

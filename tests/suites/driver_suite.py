@@ -505,6 +505,24 @@ class DriverSuite:
         with pytest.raises(Missing):
             driver.space(GONE)
 
+    def test_what_is_written_in_a_clone_counts_where_that_can_be_told(self, driver: Driver) -> None:
+        driver.create(A)
+        write(driver, A, "text")
+        driver.snapshot(at(A))
+        driver.clone(at(A), B)
+        before = driver.written(B, wait=False)
+        with viewing(driver, B, writable=True) as root:
+            assert get(root) == "text"
+        assert driver.written(B, wait=True) == before
+        write(driver, B, "other")
+        after = driver.written(B, wait=True)
+        assert (before is None and after is None) or before < after
+        driver.snapshot(at(B))
+        assert driver.written(B, wait=True) is None
+        assert driver.written(A, wait=True) is None
+        with pytest.raises(Missing):
+            driver.written(GONE, wait=True)
+
     # many at once
 
     def test_verbs_may_be_called_by_several_threads(self, driver: Driver) -> None:

@@ -85,6 +85,21 @@ def test_a_conflict_of_a_promotion_is_named(driver: ZfsDriver) -> None:
         driver.promote(B)
 
 
+def test_the_least_change_of_a_clone_is_told_from_none(driver: ZfsDriver) -> None:
+    base_and_clone(driver)
+    before = driver.written(B, wait=False)
+    assert before is not None
+    with viewing(driver, B, writable=True) as root:
+        get(root)
+        os.listdir(root)
+        assert driver.written(B, wait=True) == before
+        for mode in (0o604, 0o644):  # and back
+            os.chmod("file", mode, dir_fd=root)
+            after = driver.written(B, wait=True)
+            assert after is not None
+            assert after > before
+
+
 def test_a_hold_makes_destruction_wait(driver: ZfsDriver, pool: str) -> None:
     driver.create(A)
     driver.snapshot(at(A))

@@ -53,6 +53,8 @@ class Area:
         self.read_only = False
         self.changed = False  # something was written since the view was attached
         self.touched = False  # opened, by others than guests, or changed since who looks for holders began to look
+        self.was_native = False  # and so may have been written natively, of which nothing tells us
+        self.written: int | None = None  # before that; see Driver.written
         self.by_st_ino: dict[int, Node] = {}
         self.pinned: set[Node] = set()
         self.opens = 0
@@ -98,7 +100,12 @@ class Area:
     @property
     def keepers(self) -> int:
         """The open handles that keep a session open: a guest keeps others' changes from nobody."""
-        return self.opens - self.guests if self.changed else self.opens
+        return self.opens - self.guests if self.may_have_changed else self.opens
+
+    @property
+    def may_have_changed(self) -> bool:
+        """Whether something may have been written since the view was attached."""
+        return self.changed or self.was_native
 
     def _stir(self) -> None:
         if self._stirred is not None:

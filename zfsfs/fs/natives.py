@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 import trio
 
 from zfsfs.errors import Busy, Refused
+from zfsfs.fs import unseen
 from zfsfs.fs.area import Area
 from zfsfs.fs.kernel import Kernel
 from zfsfs.fs.passthrough import Passthrough
 from zfsfs.fs.permission import WRITE, permits
-from zfsfs.fs.places import BuildPlace, FailedPlace, ResultPlace
+from zfsfs.fs.places import BuildPlace, CachePlace, FailedPlace, ResultPlace
 from zfsfs.fs.quiet import DRAIN
 from zfsfs.fs.tree import Tree
 from zfsfs.handover import Native
@@ -179,6 +180,8 @@ class Natives:
         return held
 
     async def _freeze(self, area: Area) -> None:
+        if isinstance(area.place, CachePlace) and area.place.session is not None:
+            await unseen.note(self._tree.store.driver, area, area.place.session.dataset)
         # RELEASE comes after close(2) has returned.
         with trio.move_on_after(DRAIN):
             await area.until(lambda: not self._files.kept(area))
@@ -192,7 +195,7 @@ class Natives:
         except BaseException:
             area.thaw()
             raise
-        area.changed = True
+        area.was_native = True
 
     def _seen_as(self, area: Area, native: Native) -> tuple[tuple[int, int], Where]:
         st = os.fstat(native.fd)

@@ -18,6 +18,7 @@ import trio
 
 from zfsfs.driver import Driver, View
 from zfsfs.errors import Busy, DriverError, Missing, Stopped, ZfsfsError
+from zfsfs.fs import unseen
 from zfsfs.fs.area import Area
 from zfsfs.fs.caller import Caller, error
 from zfsfs.fs.nodes import NodeTable, stale
@@ -188,7 +189,8 @@ class Sessions:
             area.attach(view)
         else:
             area.attach_anew(view)
-        area.changed = False
+        area.changed = area.was_native = False
+        area.written = None
         place.session, place.outcome = session, ""
         place.cache.outcomes.pop(bytes(place.name), None)
         place.success = place.publisher = None
@@ -260,7 +262,7 @@ class Sessions:
             await area.until(lambda: somebody() or place.cache.waiters > 0)
             if somebody():
                 return True
-        place.holders = await self._scan(area, not area.changed)
+        place.holders = await self._scan(area, not area.may_have_changed)
         if not place.holders:
             return area.keepers > 0 or area.touched
         with trio.move_on_after(HOLDER_PAUSE):
@@ -353,6 +355,8 @@ class Sessions:
         if self._store.caches.is_decided(session) or session.ended is not None:
             return await self._end_decided(area, place)
         info = self._store.caches.get(session.cache)
+        if not area.changed and area.was_native and await unseen.was_written(self._driver, area, session.dataset):
+            area.changed = True
         wins = area.changed and not place.discarded and info is not None and info.generation == session.generation
         withheld = self.ruling.withheld(area)
         if not wins or withheld is not None:
@@ -454,7 +458,9 @@ class Sessions:
 
     async def _bequeath(self, area: Area) -> None:
         session = _place(area).session
-        if session is None or not area.changed or _place(area).discarded or self.ruling.withheld(area) is not None:
+        if session is None or not area.may_have_changed or _place(area).discarded:
+            return
+        if self.ruling.withheld(area) is not None:
             return
         try:
             if not await self._store.caches.bequeath(session):

@@ -66,7 +66,7 @@ def status(tree: Tree) -> dict[str, Any]:
                 "generation": area.place.session.generation,
                 "opened": area.place.session.opened,
                 "open": area.opens,
-                "changed": area.changed,
+                "changed": area.may_have_changed,
                 "private": tree.sessions.ruling.is_private(area.place),
                 "holders": area.place.holders,
             }

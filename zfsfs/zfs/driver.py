@@ -120,6 +120,18 @@ class ZfsDriver:
             raise Missing(f"{full} does not exist")
         return Space(found[b"used"], found[b"referenced"])
 
+    def written(self, dataset: Dataset, *, wait: bool) -> int | None:
+        """See `Driver.written`: the property of that name (zfsprops(7)). A fresh clone may have its own object set's
+        block, where the origin had an intent log; the least change makes more blocks. A program that syncs runs
+        when those of its transaction group are on the disk."""
+        full = self._pool.full(dataset)
+        run = self._core.lzc_channel_program if wait else self._core.lzc_channel_program_nosync
+        found = self._program(run, programs.WRITTEN, [full.encode()], full, programs.SMALL)
+        if found is None:
+            raise Missing(f"{full} does not exist")
+        # It counts from the last snapshot on: a clone's own hide what was written before them.
+        return found[b"written"] if found[b"origin"] and not found[b"own"] else None
+
     def needs(self, dataset: Dataset) -> Sequence[Need]:
         """See `Driver.needs`."""
         info = self.info(dataset)

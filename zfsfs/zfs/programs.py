@@ -71,6 +71,15 @@ if not zfs.exists(name) then return nil end
 return {used = (zfs.get_prop(name, "used")), referenced = (zfs.get_prop(name, "referenced"))}
 """
 
+WRITTEN = b"""
+local name = (...)["argv"][1]
+if not zfs.exists(name) then return nil end
+local own = 0
+for snapshot in zfs.list.snapshots(name) do own = own + 1 end
+local origin = (zfs.get_prop(name, "origin"))
+return {own = own, origin = origin or "", written = (zfs.get_prop(name, "written"))}
+"""
+
 CLONES = b"""
 local name, found = (...)["argv"][1], {}
 if zfs.exists(name) then

@@ -79,8 +79,7 @@ def mounted(store: str, folder: Path, wanted: list[str]) -> Iterator[dict[str, P
         found["native"] = native / "by-native"
         if program := passthrough(folder):
             found["passthrough_ll"] = folder / "passthrough_mnt/by-passthrough_ll"
-            options = f"source={native},cache=always,writeback,allow_other,default_permissions"
-            undo.callback(fuse_mount(folder / "passthrough_mnt", program, "-o", options))
+            undo.callback(serve_c(program, native, folder / "passthrough_mnt"))
         if shutil.which("bindfs"):
             found["bindfs"] = folder / "bindfs_mnt/by-bindfs"
             undo.callback(fuse_mount(folder / "bindfs_mnt", "bindfs", native))
@@ -90,6 +89,12 @@ def mounted(store: str, folder: Path, wanted: list[str]) -> Iterator[dict[str, P
         for path in found.values():
             path.mkdir()
         yield {name: path for name, path in found.items() if name in wanted}
+
+
+def serve_c(program: Path, source: Path, target: Path) -> Callable[[], None]:
+    """As `fuse_mount`, what `passthrough` has compiled: it shows `source` with all caching that it has."""
+    options = f"source={source},cache=always,writeback,allow_other,default_permissions"
+    return fuse_mount(target, program, "-o", options)
 
 
 def fuse_mount(target: Path, *command: object) -> Callable[[], None]:

@@ -26,3 +26,9 @@ def test_what_a_person_has_to_mend_is_said(state: Path, text: str | None, says: 
     trouble = health.trouble("tank/ci")
     assert says in trouble
     assert bool(says) == bool(trouble)
+
+
+def test_a_state_that_can_not_be_looked_at_is_no_other_state(state: Path) -> None:
+    state.mkdir()  # as bad as having no descriptor left
+    with pytest.raises(OSError, match="tank"):
+        health.trouble("tank/ci")

@@ -58,6 +58,7 @@ class ZfsDriver:
         library.check_available(self._core, name)
         self._held: ExitStack | None = None
         self._health_is_told = health.is_told(name)
+        self._trouble = ""
 
     # The lock and the groups.
 
@@ -241,7 +242,10 @@ class ZfsDriver:
 
     def trouble(self) -> str:
         """See `Driver.trouble`."""
-        return health.trouble(self.name) if self._health_is_told else ""
+        if self._health_is_told:
+            with suppress(OSError):  # what was true a moment ago is the best answer
+                self._trouble = health.trouble(self.name)
+        return self._trouble
 
     def sync(self) -> None:
         """See `Driver.sync`: waits for the pool's transaction groups."""

@@ -16,12 +16,13 @@ def is_told(name: str) -> bool:
 
 
 def trouble(name: str) -> str:
-    """What is wrong with the pool of the dataset `name` that a person has to mend, and how; '' when nothing is."""
+    """What is wrong with the pool of the dataset `name` that a person has to mend, and how; '' when nothing is.
+    Raises OSError when that can't be looked at now, as without a descriptor."""
     pool = name.partition("/")[0]
     try:
         with open(_STATE.format(pool)) as file:
             state = file.read().strip()
-    except OSError:
+    except FileNotFoundError:
         return f"pool {pool} is not imported any more: unmount, `zpool import {pool}`, and mount again"
     if state == "SUSPENDED":
         return (

@@ -39,7 +39,8 @@ _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
 _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
 _SYS_OPENAT2, _RESOLVE_CACHED = 437, 0x20
-_IF_CACHED = struct.pack("=QQQ", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, 0, _RESOLVE_CACHED)
+# Of what is no directory it then says so, which is all that is wanted, and opens nothing.
+_IF_CACHED = struct.pack("=QQQ", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, 0, _RESOLVE_CACHED)
 CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
 _MS_REC, _MS_SLAVE = 0x4000, 0x80000
 
@@ -55,6 +56,10 @@ _libc.getdents64.restype = ctypes.c_ssize_t
 _libc.syncfs.argtypes = (ctypes.c_int,)
 _libc.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p)
 _libc.syscall.restype = ctypes.c_long
+# It waits for nothing, so that giving up Python's lock meanwhile would only cost.
+_if_cached = ctypes.PyDLL(None, use_errno=True).syscall
+_if_cached.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t)
+_if_cached.restype = ctypes.c_long
 _libc.unshare.argtypes = (ctypes.c_int,)
 _libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_void_p)
@@ -94,9 +99,10 @@ def directory_entries(fd: int, room: int = 1 << 15) -> list[tuple[bytes, int]]:
 
 
 def is_cached(folder: int, name: bytes) -> bool:
-    """openat2(2) with RESOLVE_CACHED: whether the kernel knows by itself what is of that name in a directory, or that
-    nothing is. Filesystems that want to be asked each time say no, always; ext4, tmpfs and ZFS 2.3 don't."""
-    fd = _libc.syscall(_SYS_OPENAT2, folder, name, _IF_CACHED, ctypes.c_size_t(len(_IF_CACHED)))
+    """openat2(2) with RESOLVE_CACHED: whether the kernel knows by itself what is of that name (or at the end of that
+    path) in a directory, or that nothing is. Filesystems that want to be asked each time say no, always; ext4, tmpfs
+    and ZFS 2.3 don't."""
+    fd = _if_cached(_SYS_OPENAT2, folder, name, _IF_CACHED, len(_IF_CACHED))
     if fd >= 0:
         os.close(fd)
         return True

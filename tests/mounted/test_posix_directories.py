@@ -142,7 +142,8 @@ def test_rewinding_shows_what_has_changed():
     yield sorted(directory)
     write("d/b")
     os.unlink("d/a")
-    yield list(directory)
+    # readdir(3p) leaves open whether b shows; with ZFS beneath it depends on how that directory hashes the two names.
+    yield [name for _, name in directory if name != "b"]
     directory.rewind()
     yield sorted(directory)
     directory.close()

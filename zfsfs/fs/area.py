@@ -18,7 +18,7 @@ import trio
 
 from zfsfs import syscalls
 from zfsfs.driver import View
-from zfsfs.fs.nodes import Node, NodeTable, stale
+from zfsfs.fs.nodes import NEVER, Node, NodeTable, stale
 from zfsfs.threads import in_thread
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Area:
         self.frozen = False
         self.timeout = FOREVER
         self.tells = True  # the filesystem beneath says what it would have to read from a disk
-        self.quiet = 0  # how many names were in memory, one after another
+        self.quiet = 0  # how many names and directories were in memory, one after another
         self._told: dict[Node, tuple[int, int, int]] = {}  # files that the kernel was told of while frozen
         self._absent: set[tuple[int, bytes]] = set()
         self._stirred: trio.Event | None = None  # there is one while somebody waits
@@ -209,7 +209,7 @@ class Area:
         """Show a view with the contents and inode numbers that were shown before."""
         self.detach()
         self.view = view
-        self.root.warm, self.quiet = False, 0
+        self.root.warm, self.quiet = NEVER, 0
 
     def attach_anew(self, view: View) -> list[tuple[int, list[bytes]]]:
         """Show a view in which inode numbers or contents may differ: every node that the kernel knows is looked
@@ -224,7 +224,7 @@ class Area:
         self._absent.clear()
         self.root.plain = False
         for node in nodes:
-            node.plain = node.warm = False
+            node.plain, node.warm = False, NEVER
             names.setdefault(node.ino, [])
             if node.parent is not None and node.name is not None:
                 names.setdefault(node.parent.ino, []).append(node.name)

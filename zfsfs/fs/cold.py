@@ -1,75 +1,117 @@
-"""Names that may have to be read from a disk: a worker looks at them first, so that the event loop need not wait.
+"""What may have to be read from a disk: a worker looks at it first, so that the event loop need not wait.
 
-What was made through the tree, or looked through before, is taken to be in memory (`Node.warm`). Elsewhere the kernel
-is asked whether it knows a name by itself. If it doesn't, a worker looks for it and, while it is about it, at the
-others in a small directory, which is warm from then on. Where the filesystem beneath can't tell what is in memory,
-that is done at the first look into each directory. What is in a directory is looked at when it is opened.
+Before a request looks at a name, or at an inode by its name, the kernel is asked whether it knows it by itself
+(openat2(2) with RESOLVE_CACHED, 2 us). If it doesn't, a worker looks for it, opens the directories on the way and,
+while it is about it, looks at the others in a small directory. A file that is open, here or by the kernel, is in
+memory. What is in a directory is looked at when it is opened, and before each part of it is read, unless all that
+was looked at of late was in memory (handing that to a worker costs more than a small directory does).
 
-A thread costs more than a name does (300 us, most of it for Python's lock), and asking the kernel 3 us. So an area
-where the last `_ENOUGH` names were in memory is taken to be so as a whole, until an answer takes `_SLOW`.
+A directory that was made or looked through, and used since, with never `TRUST` seconds in between, is taken to be in
+memory as a whole: that is not what the kernel gives up. A look through a directory ends early where a sample of it is
+in memory. Where the filesystem beneath can't tell what is in memory, each directory is looked through at the first
+look into it.
 
-Guarantees: a request waits for a disk in the event loop only if those before it in its area didn't have to.
+Guarantees: a request waits in the event loop for a disk to find something only if memory went within `TRUST` seconds
+or between the look and the request. It may wait for what a change takes (room in a transaction), and for a block of a
+directory that is not in memory although the names in it are.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from time import monotonic
 
 from zfsfs import syscalls
 from zfsfs.fs.area import Area
 from zfsfs.fs.handles import DirectoryHandle
-from zfsfs.fs.nodes import Descriptors, Node
+from zfsfs.fs.nodes import NEVER, Node
 from zfsfs.fs.openfiles import NOATIME
 from zfsfs.fs.workers import Workers
 
-#: After so many names that were in memory all are taken to be, until one takes so many seconds.
-_ENOUGH, _SLOW = 8, 0.002
-#: Seconds that an entry may take.
-_EACH = 0.00002
+#: Seconds for which what was in memory is taken to be.
+TRUST = 10.0
+#: After so many names and directories that were in memory all directories are taken to be, until one takes so many
+#: seconds, and so many for each entry, or a name is not.
+_ENOUGH, _SLOW, _EACH = 8, 0.002, 0.00002
 #: The fewest bytes that an entry takes in a reply.
 _ENTRY = 160
 #: How many entries are looked at for the sake of one.
 _FEW = 100
 #: How many are looked at ahead.
 _MANY = 1000
+#: How many of the first entries tell of the others; and bytes for a part of them, which Python's lock is held for.
+_SAMPLE, _PART = 8, 1 << 12
+#: The longest path that the kernel is asked about in one go.
+_LONGEST = 4000
+
+_O_PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def is_cold(descriptors: Descriptors, parent: Node, name: bytes) -> bool:
-    """Whether looking a name up may have to wait for a disk."""
-    area = parent.area
-    if parent.warm or area.quiet >= _ENOUGH:
+def is_cold(node: Node, name: bytes | None = None) -> bool:
+    """Whether looking a name up in a directory may have to wait for a disk; without a name, looking at the node."""
+    if name is None:
+        parent, named = node.parent, node.name
+        if node.fd >= 0 or node.opens or parent is None or named is None:
+            return False  # it is held, or not to be found anyway
+        node, name = parent, named
+    if node.warm and (now := monotonic()) - node.warm < TRUST:
+        node.warm = now
         return False
-    cached = area.tells and syscalls.is_cached(descriptors.of(parent), name)
-    area.quiet = area.quiet + 1 if cached else 0
-    return not cached
+    if not node.area.tells:
+        return not node.warm
+    if node.fd >= 0:
+        known = syscalls.is_cached(node.fd, name)
+    else:
+        folder, names = way_to(node)
+        path = b"/".join([*names, name])
+        known = len(path) <= _LONGEST and syscalls.is_cached(folder, path)
+    node.area.quiet = node.area.quiet + 1 if known else 0
+    return not known
 
 
-def answered(area: Area, start: float, entries: int = 1) -> None:
-    """A request for so many entries was answered that may have waited for a disk. It was begun at `start` by
-    time.perf_counter."""
-    if time.perf_counter() - start > _SLOW + entries * _EACH:
+def is_fresh(node: Node) -> bool:
+    """Whether all that is in a directory is taken to be in memory."""
+    return node.warm > NEVER and monotonic() - node.warm < TRUST
+
+
+def slow(area: Area, start: float, entries: int) -> None:
+    """So many entries were listed, from `start` on, which may have waited for a disk: so may the next."""
+    if monotonic() - start > _SLOW + entries * _EACH:
         area.quiet = 0
 
 
-async def warm(workers: Workers, descriptors: Descriptors, parent: Node, name: bytes) -> None:
-    """Wait until a name can be looked up at once."""
-    folder = os.dup(descriptors.of(parent))
+def way_to(node: Node) -> tuple[int, list[bytes]]:
+    """The nearest descriptor that is open, and the names from there on."""
+    names = []
+    while node.fd < 0 and node.parent is not None and node.name is not None:
+        names.append(node.name)
+        node = node.parent
+    return node.fd if node.fd >= 0 else node.area.fd, names[::-1]
+
+
+async def warm(workers: Workers, node: Node, name: bytes | None = None) -> None:
+    """Wait until what `is_cold` said it of can be looked at at once."""
+    if name is None:
+        if node.parent is not None and node.name is not None:
+            await warm(workers, node.parent, node.name)
+        return
+    nearest, names = way_to(node)
+    nearest = os.dup(nearest)
     try:
-        whole = await workers.run(lambda: _look_around(folder, name, parent.area))
-        # Who still doesn't know it never will.
-        parent.area.tells = syscalls.is_cached(folder, name)
-        parent.warm = whole or not parent.area.tells
+        whole, node.area.tells = await workers.run(lambda: _look_around(nearest, names, name, node.area))
     finally:
-        os.close(folder)
+        os.close(nearest)
+    if whole or not node.area.tells:
+        node.warm = monotonic()
 
 
 def look_ahead(workers: Workers, handle: DirectoryHandle) -> None:
     """A directory was opened: have a worker look at what will be read of it first, while the caller is answered."""
-    if handle.node.warm or handle.node.area.quiet >= _ENOUGH:
+    area = handle.node.area
+    if is_fresh(handle.node) or area.quiet >= _ENOUGH:
         return
     fd = _again(handle.fd)
     looked = handle.looking = threading.Lock()
@@ -77,8 +119,8 @@ def look_ahead(workers: Workers, handle: DirectoryHandle) -> None:
 
     def look() -> None:
         try:
-            if _look_at_next(fd, _MANY, handle.node.area):
-                handle.node.warm = True
+            if _look_at_next(fd, _MANY, area):
+                handle.node.warm = monotonic()
             handle.warm_at = 0
         except OSError:
             pass  # whoever reads it gets to know
@@ -91,7 +133,7 @@ def look_ahead(workers: Workers, handle: DirectoryHandle) -> None:
 
 def is_cold_at(handle: DirectoryHandle, offset: int) -> bool:
     """Whether reading a directory on from an offset may have to wait for a disk."""
-    if handle.node.warm or handle.node.area.quiet >= _ENOUGH:
+    if is_fresh(handle.node) or handle.node.area.quiet >= _ENOUGH:
         return False
     return handle.warm_at != offset or (handle.looking is not None and handle.looking.locked())
 
@@ -103,7 +145,8 @@ async def warm_listing(workers: Workers, handle: DirectoryHandle, offset: int, s
         await workers.run(looking.acquire)
     if is_cold_at(handle, offset):
         area, count = handle.node.area, size // _ENTRY + 1
-        handle.node.warm |= await workers.run(lambda: _look_through(handle.fd, offset, count, area))
+        if await workers.run(lambda: _look_through(handle.fd, offset, lambda fd: _look_at_next(fd, count, area))):
+            handle.node.warm = monotonic()
         handle.warm_at = offset
 
 
@@ -113,9 +156,23 @@ def _look(folder: int, names: Iterable[bytes]) -> None:
             os.stat(name, dir_fd=folder, follow_symlinks=False)
 
 
-def _look_around(folder: int, name: bytes, area: Area) -> bool:
-    _look(folder, [name])
-    return _look_through(folder, 0, _FEW, area)
+def _look_around(nearest: int, names: list[bytes], name: bytes, area: Area) -> tuple[bool, bool]:
+    """Look at a name at the end of a way, and around there. Returns whether all of that directory is taken to be
+    in memory, and whether the kernel now says that it knows the name."""
+    folder = os.dup(nearest)
+    try:
+        for each in names:
+            following = os.open(each, _O_PATH, dir_fd=folder)
+            os.close(folder)
+            folder = following
+        _look(folder, [name])
+        whole = _look_through(folder, 0, lambda fd: _look_at_next(fd, _FEW, area))
+        # It may also be at a loss because something is being renamed just then.
+        return whole, any(syscalls.is_cached(folder, name) for _ in range(3))
+    except OSError:
+        return False, True  # whoever asks gets to know
+    finally:
+        os.close(folder)
 
 
 def _again(folder: int) -> int:
@@ -123,11 +180,11 @@ def _again(folder: int) -> int:
     return os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | NOATIME, dir_fd=folder)
 
 
-def _look_through(folder: int, offset: int, count: int, area: Area) -> bool:
+def _look_through(folder: int, offset: int, look: Callable[[int], bool]) -> bool:
     fd = _again(folder)
     try:
         os.lseek(fd, offset, os.SEEK_SET)
-        return _look_at_next(fd, count, area)
+        return look(fd)
     finally:
         os.close(fd)
 
@@ -135,12 +192,14 @@ def _look_through(folder: int, offset: int, count: int, area: Area) -> bool:
 def _look_at_next(fd: int, count: int, area: Area) -> bool:
     """Look at the next `count` entries. True when all of the directory is taken to be in memory: because these are,
     as a sample shows, or because there are no more."""
-    found = [name for name, _ in syscalls.directory_entries(fd)]
-    if not found:
-        return True
-    if all(syscalls.is_cached(fd, name) for name in {found[0], found[len(found) // 2], found[-1]}):
-        area.quiet += 1
-        return True
-    area.quiet = 0
-    _look(fd, found[:count])
-    return len(found) <= count and not syscalls.directory_entries(fd)
+    left = count
+    while found := [name for name, _ in syscalls.directory_entries(fd, _PART)]:
+        if left == count and all(syscalls.is_cached(fd, name) for name in found[:: len(found) // _SAMPLE + 1]):
+            area.quiet += 1
+            return True
+        area.quiet = 0
+        if left <= 0:
+            return False
+        _look(fd, found[:left])
+        left -= len(found)
+    return left >= 0

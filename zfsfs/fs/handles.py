@@ -24,6 +24,7 @@ class FileHandle:
     direct: bool = False  # the kernel keeps nothing of what is read by it
     backing: int = 0
     before: tuple[int, int, int] | None = None  # what is changed by who writes through the backing
+    written_out: bool = False  # nothing of it is in memory only any more, and it is about to be closed
 
 
 @dataclass(eq=False, slots=True)

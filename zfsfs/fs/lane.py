@@ -16,17 +16,16 @@ import errno
 import logging
 import operator
 import os
-import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from time import monotonic
 from typing import Any, Protocol
 
 import trio
 
 from zfsfs.fs import wire
+from zfsfs.fs.asked import AttributesAsked, Context, FieldsAsked, Opened
 from zfsfs.fs.backing import Backings
-from zfsfs.fs.caller import Caller
-from zfsfs.fs.cold import answered, is_cold, is_cold_at, look_ahead, warm, warm_listing
+from zfsfs.fs.cold import is_cold, is_cold_at, look_ahead, slow, warm, warm_listing
 from zfsfs.fs.control import FIRST_INODE
 from zfsfs.fs.handles import DirectoryHandle, FileHandle
 from zfsfs.fs.nodes import Node
@@ -41,46 +40,6 @@ log = logging.getLogger(__name__)
 SILENT = b""
 #: What the kernel asks for before it writes into a file: writing takes capabilities away.
 _CAPABILITY = b"security.capability"
-
-
-@dataclass(slots=True)
-class Context(Caller):
-    """Who asks, as pyfuse3 would say it."""
-
-    umask: int = 0
-
-
-@dataclass(slots=True)
-class _Attributes:
-    """What SETATTR sets, as pyfuse3 would say it."""
-
-    st_size: int
-    st_mode: int
-    st_uid: int
-    st_gid: int
-    st_atime_ns: int
-    st_mtime_ns: int
-    st_ctime_ns: int
-
-
-@dataclass(slots=True)
-class _Fields:
-    update_atime: bool
-    update_mtime: bool
-    update_ctime: bool
-    update_mode: bool
-    update_uid: bool
-    update_gid: bool
-    update_size: bool
-
-
-@dataclass(slots=True)
-class Opened:
-    """The reply to an open, as pyfuse3 would say it."""
-
-    fh: int
-    direct_io: bool = False
-    keep_cache: bool = True
 
 
 class WireOperations(Operations):
@@ -122,7 +81,6 @@ def _raw(handler: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Coro
 _setattr, _readlink, _mknod = _raw(Operations.setattr), _raw(Operations.readlink), _raw(Operations.mknod)
 _mkdir, _symlink, _link = _raw(Operations.mkdir), _raw(Operations.symlink), _raw(Operations.link)
 _unlink, _rmdir, _rename = _raw(Operations.unlink), _raw(Operations.rmdir), _raw(Operations.rename)
-_getxattr = _raw(Operations.getxattr)
 
 
 def _name(body: memoryview) -> bytes:
@@ -140,18 +98,44 @@ class Lane:
         self._by_ino = tree.table.by_ino
         self._token = trio.lowlevel.current_trio_token()
 
-    def _ready(self, ino: int) -> Node | None:
-        """The node, if it can be looked at without waiting."""
+    def _ready(self, ino: int, ctx: Context, name: bytes | None = None) -> Node | None:
+        """The node, if it (or the name in it) can be looked at without waiting."""
         node = self._by_ino.get(ino) if ino >= FIRST_INODE else None
-        return node if node is not None and node.area.view is not None and not self._tree.stopped else None
+        if node is None or node.area.view is None or self._tree.stopped:
+            return None
+        return node if self._at_hand(node, name, ctx) else None
 
-    def _begun(self, ino: int, pid: int) -> Node | None:
-        """The node, if it can be changed or opened without waiting."""
+    def _begun(self, ino: int, ctx: Context, name: bytes | None = None) -> Node | None:
+        """The node, if it (or what is of that name in it) can be changed or opened without waiting."""
         node = self._by_ino.get(ino) if ino >= FIRST_INODE else None
-        return node if node is not None and self._tree.begun(node.area, pid) and not self._tree.stopped else None
+        if node is None or not self._tree.begun(node.area, ctx.pid) or self._tree.stopped:
+            return None
+        return node if self._at_hand(node, name, ctx) else None
+
+    @staticmethod
+    def _at_hand(node: Node, name: bytes | None, ctx: Context) -> bool:
+        if not is_cold(node, name) or (node, name) in ctx.looked:
+            return True
+        ctx.cold = node, name
+        return False
 
     async def prepare(self, opcode: int, ino: int, ctx: Context, body: memoryview) -> None:
         """Wait until a request that was left can be answered. Raises OSError, ZfsfsError."""
+        if opcode == wire.RELEASE:
+            await self._files.written_out(*wire.U64.unpack_from(body))
+            return
+        await self._prepare_area(opcode, ino, ctx, body)
+        cold, ctx.cold = ctx.cold, None
+        if cold is not None:
+            await warm(self._files.workers, *cold)
+            ctx.looked = (*ctx.looked, cold)
+        elif opcode == wire.READDIRPLUS:
+            number, offset, size = wire.READ_IN.unpack_from(body)
+            handle = self._files.handles[number]
+            assert isinstance(handle, DirectoryHandle)
+            await warm_listing(self._files.workers, handle, offset, size)
+
+    async def _prepare_area(self, opcode: int, ino: int, ctx: Context, body: memoryview) -> None:
         also = wire.U64.unpack_from(body)[0] if opcode in (wire.RENAME, wire.RENAME2, wire.LINK) else ino
         for each in {ino, also}:
             if opcode in _LOOKING:
@@ -161,50 +145,28 @@ class Lane:
                     opcode == wire.OPEN and self._ops.may_wait(*wire.U32.unpack_from(body))
                 )
                 await self._ops.opening(each, ctx, opens=opens)
-        if opcode == wire.LOOKUP:
-            await self._warm(ino, _name(body))
-        elif opcode == wire.READDIRPLUS:
-            number, offset, size = wire.READ_IN.unpack_from(body)
-            handle = self._files.handles[number]
-            assert isinstance(handle, DirectoryHandle)
-            await warm_listing(self._files.workers, handle, offset, size)
-
-    async def _warm(self, ino: int, name: bytes) -> None:
-        node, descriptors = await self._ops.node(ino), self._files.descriptors
-        if is_cold(descriptors, node, name):
-            await warm(self._files.workers, descriptors, node, name)
 
     def lookup(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
-        node = self._ready(ino)
         name = _name(body)
+        node = self._ready(ino, ctx, name)
         if node is None:
             return None
-        if not node.warm:
-            return self._lookup_unsure(node, name)
         entry: bytes = self._ops.found(node, name)
-        return entry
-
-    def _lookup_unsure(self, node: Node, name: bytes) -> bytes | None:
-        if is_cold(self._files.descriptors, node, name):
-            return None
-        start = time.perf_counter()
-        entry: bytes = self._ops.found(node, name)
-        answered(node.area, start)
         return entry
 
     def getattr(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
-        node = self._ready(ino)
+        node = self._ready(ino, ctx)
         return None if node is None else wire.attributes(self._ops.attributes(node))
 
     def setattr(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
         (about,) = wire.U32.unpack_from(body)
-        if not (self._ready(ino) if about & wire.HANDLE else self._begun(ino, ctx.pid)):
+        if not (self._ready(ino, ctx) if about & wire.HANDLE else self._begun(ino, ctx)):
             return None
         (valid, _, handle, size, _, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns, mode, _, uid, gid) = (
             wire.SETATTR_IN.unpack_from(body)
         )
         now = wire.now() if valid & (wire.ATIME_NOW | wire.MTIME_NOW) else 0
-        new = _Attributes(
+        new = AttributesAsked(
             size,
             mode,
             uid,
@@ -213,7 +175,7 @@ class Lane:
             now if valid & wire.MTIME_NOW else mtime * 1_000_000_000 + mtime_ns,
             ctime * 1_000_000_000 + ctime_ns,
         )
-        fields = _Fields(
+        fields = FieldsAsked(
             bool(valid & (wire.ATIME | wire.ATIME_NOW)),
             bool(valid & (wire.MTIME | wire.MTIME_NOW)),
             bool(valid & wire.CTIME),
@@ -230,7 +192,7 @@ class Lane:
         return wire.attributes(_now(_setattr(self._ops, ino, new, fields, fh, ctx)))
 
     def readlink(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
-        return _now(_readlink(self._ops, ino, ctx)) if self._ready(ino) else None
+        return _now(_readlink(self._ops, ino, ctx)) if self._ready(ino, ctx) else None
 
     def back(self, backings: Backings) -> None:
         """From now on the kernel reads and writes open files by itself."""
@@ -246,43 +208,48 @@ class Lane:
     # Making and removing.
 
     def mknod(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
-        if not self._begun(ino, ctx.pid):
+        name = _name(body[16:])
+        if not self._begun(ino, ctx, name):
             return None
         mode, device, ctx.umask, _ = wire.MKNOD_IN.unpack_from(body)
-        entry: bytes = _now(_mknod(self._ops, ino, _name(body[16:]), mode, device, ctx))
+        entry: bytes = _now(_mknod(self._ops, ino, name, mode, device, ctx))
         return entry
 
     def mkdir(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
-        if not self._begun(ino, ctx.pid):
+        name = _name(body[8:])
+        if not self._begun(ino, ctx, name):
             return None
         mode, ctx.umask = wire.TWO_U32.unpack_from(body)
-        entry: bytes = _now(_mkdir(self._ops, ino, _name(body[8:]), mode, ctx))
+        entry: bytes = _now(_mkdir(self._ops, ino, name, mode, ctx))
         return entry
 
     def symlink(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
-        if not self._begun(ino, ctx.pid):
-            return None
         name, target = bytes(body).split(b"\0")[:2]
+        if not self._begun(ino, ctx, name):
+            return None
         entry: bytes = _now(_symlink(self._ops, ino, name, target, ctx))
         return entry
 
     def link(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
         (node,) = wire.U64.unpack_from(body)
-        if not self._begun(ino, ctx.pid) or not self._begun(node, ctx.pid):
+        name = _name(body[8:])
+        if not self._begun(ino, ctx, name) or not self._begun(node, ctx):
             return None
-        entry: bytes = _now(_link(self._ops, node, ino, _name(body[8:]), ctx))
+        entry: bytes = _now(_link(self._ops, node, ino, name, ctx))
         return entry
 
     def unlink(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
-        if not self._begun(ino, ctx.pid):
+        name = _name(body)
+        if not self._begun(ino, ctx, name):
             return None
-        _now(_unlink(self._ops, ino, _name(body), ctx))
+        _now(_unlink(self._ops, ino, name, ctx))
         return wire.DONE
 
     def rmdir(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
-        if not self._begun(ino, ctx.pid):
+        name = _name(body)
+        if not self._begun(ino, ctx, name):
             return None
-        _now(_rmdir(self._ops, ino, _name(body), ctx))
+        _now(_rmdir(self._ops, ino, name, ctx))
         return wire.DONE
 
     def rename(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
@@ -294,16 +261,16 @@ class Lane:
         return self._renamed(ino, parent, flags, ctx, body[16:])
 
     def _renamed(self, old: int, new: int, flags: int, ctx: Context, names: memoryview) -> bytes | None:
-        if not self._begun(old, ctx.pid) or not self._begun(new, ctx.pid):
-            return None
         old_name, new_name = bytes(names).split(b"\0")[:2]
+        if not self._begun(old, ctx, old_name) or not self._begun(new, ctx, new_name):
+            return None
         _now(_rename(self._ops, old, old_name, new, new_name, flags, ctx))
         return wire.DONE
 
     # Files.
 
     def open(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
-        node = self._begun(ino, ctx.pid)
+        node = self._begun(ino, ctx)
         if node is None:
             return None
         (flags,) = wire.U32.unpack_from(body)
@@ -315,17 +282,18 @@ class Lane:
         return wire.OPENED.pack(handle.fd, how, handle.backing)
 
     def create(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
-        node = self._begun(ino, ctx.pid)
+        name = _name(body[16:])
+        node = self._begun(ino, ctx, name)
         if node is None:
             return None
         flags, mode, umask, _ = wire.CREATE_IN.unpack_from(body)
-        handle, entry = self._ops.created(node, _name(body[16:]), self._files.masked(node, mode, umask), flags, ctx)
+        handle, entry = self._ops.created(node, name, self._files.masked(node, mode, umask), flags, ctx)
         reply: bytes = entry + self._opened(handle)
         return reply
 
     def release(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
         (handle,) = wire.U64.unpack_from(body)
-        if handle >= FIRST_OWN_HANDLE:
+        if handle >= FIRST_OWN_HANDLE or self._files.is_to_write_out(handle):
             return None
         self._files.close(handle)
         return wire.DONE
@@ -376,7 +344,7 @@ class Lane:
     # Directories and attributes.
 
     def opendir(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
-        node = self._begun(ino, ctx.pid)
+        node = self._begun(ino, ctx)
         if node is None:
             return None
         how = 0 if node.area.frozen else wire.KEEP_CACHE | wire.CACHE_DIR
@@ -393,23 +361,23 @@ class Lane:
         assert isinstance(handle, DirectoryHandle)
         if is_cold_at(handle, offset):
             return None
-        listing, start = wire.Listing(size), time.perf_counter()
+        listing, start = wire.Listing(size), monotonic()
         self._ops.listed(handle, offset, listing)
-        answered(handle.node.area, start, len(listing.parts) // 4)
+        slow(handle.node.area, start, len(listing.parts) // 4)
         if not listing.parts:
-            handle.node.warm = True
+            handle.node.warm = start
         return b"".join(listing.parts) or wire.DONE
 
     def getxattr(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
         name = _name(body[8:])
-        node = self._ready(ino)
+        node = self._ready(ino, ctx)
         if name == _CAPABILITY and node is not None and self._files.is_plain(node):
             self._answer(unique, errno.ENODATA)
             return SILENT
         if name.startswith(b"user.zfsfs.") or node is None:
             return None  # what is not in the file takes its time to find out
         (size,) = wire.U32.unpack_from(body)
-        value = _now(_getxattr(self._ops, ino, name, ctx))
+        value = self._files.getxattr(node, name)
         if size == 0:
             return wire.TWO_U32.pack(len(value), 0)
         if len(value) > size:
@@ -421,7 +389,7 @@ _LOOKING = (wire.LOOKUP, wire.GETATTR, wire.READLINK)
 #: What is answered here as soon as the area is ready, see `Lane.prepare`.
 PREPARED = {
     *_LOOKING, wire.SETATTR, wire.SYMLINK, wire.MKNOD, wire.MKDIR, wire.UNLINK, wire.RMDIR,
-    wire.RENAME, wire.RENAME2, wire.LINK, wire.OPEN, wire.CREATE, wire.OPENDIR, wire.READDIRPLUS,
+    wire.RENAME, wire.RENAME2, wire.LINK, wire.OPEN, wire.CREATE, wire.OPENDIR, wire.READDIRPLUS, wire.RELEASE,
 }  # fmt: skip
 
 HANDLERS: dict[int, Handler] = {

@@ -33,9 +33,10 @@ import trio
 
 from zfsfs.errors import StoreError, ZfsfsError
 from zfsfs.fs import wire
+from zfsfs.fs.asked import Context
 from zfsfs.fs.backing import Backings
 from zfsfs.fs.control import FIRST_INODE
-from zfsfs.fs.lane import HANDLERS, PREPARED, Context, Handler, Lane
+from zfsfs.fs.lane import HANDLERS, PREPARED, Handler, Lane
 
 _WANTED = (
     wire.ASYNC_READ | wire.ATOMIC_O_TRUNC | wire.BIG_WRITES | wire.DO_READDIRPLUS | wire.ASYNC_DIO
@@ -175,9 +176,10 @@ class Line:
         body = self._view[wire.HEADER_SIZE : size]
         if handler is None:
             return self._take_other(opcode, unique, ino, body, size)
-        if not self._handle(handler, unique, ino, Context(uid, gid, pid), body):
+        ctx = Context(uid, gid, pid)
+        if not self._handle(handler, unique, ino, ctx, body):
             if ino >= FIRST_INODE and opcode in PREPARED and self._inside(opcode, body):
-                self._nursery.start_soon(self._later, bytes(self._view[:size]))
+                self._nursery.start_soon(self._later, bytes(self._view[:size]), ctx)
             else:
                 self._pass(size)
             return False
@@ -190,10 +192,10 @@ class Line:
             return bool(wire.U64.unpack_from(body)[0] >= FIRST_INODE)
         return True
 
-    async def _later(self, request: bytes) -> None:
+    async def _later(self, request: bytes, ctx: Context) -> None:
         """Answer a request once that is possible."""
-        _, opcode, unique, ino, uid, gid, pid, _ = wire.HEADER.unpack_from(request)
-        body, ctx = memoryview(request)[wire.HEADER_SIZE :], Context(uid, gid, pid)
+        _, opcode, unique, ino, *_ = wire.HEADER.unpack_from(request)
+        body = memoryview(request)[wire.HEADER_SIZE :]
         while True:
             try:
                 await self.lane.prepare(opcode, ino, ctx, body)

@@ -38,11 +38,15 @@ _O_PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _AREA_AT, _MOST_AREAS = 40, 1 << 23
 
 
+#: When a directory was in memory that never was.
+NEVER = 0.0
+
+
 class Node:
     """A file or directory in an area. `parent` is None for the area's root, and `name` is None for what has lost
     its name. `refs` counts the nodes that have it as their parent. `plain`: it is known that the directory has no
-    default ACL, or the file no capabilities. `warm`: what is in the directory was made or listed a while ago, so that
-    looking at it need not wait for a disk."""
+    default ACL, or the file no capabilities. `warm`: when all that is in the directory was in memory
+    (time.monotonic), see cold.py."""
 
     __slots__ = (
         "aliases", "area", "fd", "ino", "kind", "lookups", "name", "opens", "parent", "plain", "refs", "st_ino",
@@ -60,7 +64,7 @@ class Node:
         self.refs = 0
         self.opens = 0
         self.fd = -1
-        self.plain = self.warm = False
+        self.plain, self.warm = False, NEVER
         self.aliases: set[tuple[Node, bytes]] | None = None  # its other names, for hard links
 
     @property

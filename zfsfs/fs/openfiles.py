@@ -11,6 +11,7 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from zfsfs.fs.area import Area
 from zfsfs.fs.backing import Backings
@@ -122,8 +123,25 @@ class OpenFiles:
         if self.stopped():
             area.changed = True  # perhaps: a look would wait
             return
-        os.fdatasync(handle.fd)  # only so does ZFS date what was written through a mapping
+        if not handle.written_out:
+            os.fdatasync(handle.fd)  # only so does ZFS date what was written through a mapping
         area.changed = _traces(handle.fd) != handle.before
+
+    def is_to_write_out(self, number: int) -> bool:
+        """Whether closing a file has to wait for a disk, and so for `written_out` first."""
+        handle = self.handles[number]
+        return (
+            isinstance(handle, FileHandle)
+            and handle.before is not None
+            and not (handle.written_out or handle.node.area.changed or self.stopped())
+        )
+
+    async def written_out(self, number: int) -> None:
+        """Have a worker write what is in a file that is about to be closed."""
+        handle = self.file(number)
+        with suppress(OSError):  # close(2) has returned already
+            await self.workers.run(lambda: os.fdatasync(handle.fd))
+        handle.written_out = True
 
     def file(self, number: int) -> FileHandle:
         """The open file of that number."""

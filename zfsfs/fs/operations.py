@@ -11,12 +11,14 @@ import logging
 import os
 import stat
 from collections.abc import Sequence
+from time import monotonic
 from typing import Any
 
 import pyfuse3
 
 from zfsfs.fs import control, status, who
 from zfsfs.fs.caller import Caller, error
+from zfsfs.fs.cold import is_cold, warm
 from zfsfs.fs.control import FIRST_INODE
 from zfsfs.fs.handles import DirectoryHandle, FileHandle
 from zfsfs.fs.nodes import Node
@@ -55,6 +57,13 @@ class Operations(OwnOperations):
         node = await self.opening(ino, ctx, opens=False)
         if node.area.gate is not None and not node.area.read_only:
             node.area.gate(_caller(ctx))
+        return node
+
+    async def at_hand(self, ino: int) -> Node:
+        """The same, once it can be looked at without waiting for a disk."""
+        node = await self.node(ino)
+        if is_cold(node):
+            await warm(self._files.workers, node)
         return node
 
     async def opening(self, ino: int, ctx: pyfuse3.RequestContext | Caller, *, opens: bool = True) -> Node:
@@ -147,7 +156,8 @@ class Operations(OwnOperations):
     def _entry(self, parent: Node, name: bytes, *, warm: bool = False) -> Attributes:
         node, st = self._files.lookup(parent, name)
         node.lookups += 1
-        node.warm |= warm
+        if warm:
+            node.warm = monotonic()
         return self.entry(node, st)
 
     @answered
@@ -235,7 +245,7 @@ class Operations(OwnOperations):
             raise error(errno.ENODATA)
         if name == who.NAME:
             return await self._holders(inode, ctx.uid)
-        node = await self.node(inode)
+        node = await self.at_hand(inode)
         if node.parent is None and name.startswith(b"user.zfsfs."):
             value = await status.xattr(self._tree, node.area, name)
             if value is None:
@@ -258,13 +268,13 @@ class Operations(OwnOperations):
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
         if inode < FIRST_INODE:
             return []
-        node = await self.node(inode)
+        node = await self.at_hand(inode)
         mine = status.xattr_names(node.area) if node.parent is None else []
         return mine + self._files.listxattr(node, _caller(ctx))
 
     @answered
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
-        node = await self.node(inode)
+        node = await self.at_hand(inode)
         if node.parent is None and name.startswith(b"user.zfsfs."):
             await self._tree.sessions.ruling.set(node.area, name, value, _caller(ctx))
             return
@@ -273,7 +283,7 @@ class Operations(OwnOperations):
 
     @answered
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        node = await self.node(inode)
+        node = await self.at_hand(inode)
         if node.parent is None and name.startswith(b"user.zfsfs."):
             await self._tree.sessions.ruling.remove(node.area, name, _caller(ctx))
             return

@@ -12,6 +12,7 @@ import os
 import stat
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -24,7 +25,7 @@ from zfsfs.fs.caller import Caller, error
 from zfsfs.fs.control import FIRST_INODE
 from zfsfs.fs.failures import Failures
 from zfsfs.fs.holders import Holder, Wanted, holders
-from zfsfs.fs.nodes import NodeTable, stale
+from zfsfs.fs.nodes import NEVER, NodeTable, stale
 from zfsfs.fs.permission import READ, WRITE, permits
 from zfsfs.fs.places import BuildPlace, CachePlace, FailedPlace, Place, ResultPlace
 from zfsfs.fs.quiet import closed, not_native, not_written
@@ -221,7 +222,7 @@ class Tree:
         info, view = await self.store.builds.begin(build, (user.uid, user.gid), mode)
         area = Area(self.table, BuildPlace(build, info.created, caller.uid))
         area.attach(view)
-        area.root.warm = build.base is None
+        area.root.warm = NEVER if build.base else monotonic()
         try:
             self._give_root(view.fd, user)
             guid = await self.store.builds.guid(build.id) if build.builder else 0

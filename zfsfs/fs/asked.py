@@ -1,0 +1,53 @@
+"""What the fast lane is asked, and says, in the words of pyfuse3: `Operations` hears them from both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from zfsfs.fs.caller import Caller
+from zfsfs.fs.nodes import Node
+
+#: What has to be looked at first: a name in a directory, or without one a node.
+Cold = tuple[Node, bytes | None]
+
+
+@dataclass(slots=True)
+class Context(Caller):
+    """Who asks, as pyfuse3 would say it. `cold`: what the lane left the request for; `looked`: what was seen to."""
+
+    umask: int = 0
+    cold: Cold | None = None
+    looked: tuple[Cold, ...] = ()
+
+
+@dataclass(slots=True)
+class AttributesAsked:
+    """What SETATTR sets, as pyfuse3 would say it."""
+
+    st_size: int
+    st_mode: int
+    st_uid: int
+    st_gid: int
+    st_atime_ns: int
+    st_mtime_ns: int
+    st_ctime_ns: int
+
+
+@dataclass(slots=True)
+class FieldsAsked:
+    update_atime: bool
+    update_mtime: bool
+    update_ctime: bool
+    update_mode: bool
+    update_uid: bool
+    update_gid: bool
+    update_size: bool
+
+
+@dataclass(slots=True)
+class Opened:
+    """The reply to an open, as pyfuse3 would say it."""
+
+    fh: int
+    direct_io: bool = False
+    keep_cache: bool = True

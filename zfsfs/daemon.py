@@ -189,7 +189,7 @@ async def _mounted(
             nursery.cancel_scope.cancel()
     finally:
         kernel.detach()
-        files.backings = None  # they end with the line
+        files.backings = tree.table.keeper = None  # they end with the line
         if line is not None:
             line.close()
         pyfuse3.close(unmount=mountpoints.mounted_type(mountpoint) == mountpoints.FSTYPE)

@@ -195,6 +195,7 @@ class Area:
 
     def detach(self) -> View | None:
         """Show nothing; the view goes to the caller. Descriptors beneath are closed, the nodes stay."""
+        self.table.let_go(self)
         self.table.descriptors.close_area(self)
         view, self.view = self.view, None
         return view

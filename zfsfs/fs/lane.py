@@ -96,6 +96,7 @@ class Lane:
         self._ops = operations
         self._answer = answer
         self._by_ino = tree.table.by_ino
+        self._seen: Node | None = None  # what the request before this one looked up: it is in memory
         self._token = trio.lowlevel.current_trio_token()
 
     def _ready(self, ino: int, ctx: Context, name: bytes | None = None) -> Node | None:
@@ -112,9 +113,9 @@ class Lane:
             return None
         return node if self._at_hand(node, name, ctx) else None
 
-    @staticmethod
-    def _at_hand(node: Node, name: bytes | None, ctx: Context) -> bool:
-        if not is_cold(node, name) or (node, name) in ctx.looked:
+    def _at_hand(self, node: Node, name: bytes | None, ctx: Context) -> bool:
+        seen, self._seen = self._seen, None
+        if (name is None and node is seen) or not is_cold(node, name) or (node, name) in ctx.looked:
             return True
         ctx.cold = node, name
         return False
@@ -151,8 +152,13 @@ class Lane:
         node = self._ready(ino, ctx, name)
         if node is None:
             return None
-        entry: bytes = self._ops.found(node, name)
-        return entry
+        try:
+            found, st = self._files.lookup(node, name)
+        except FileNotFoundError:
+            return wire.absent(node.area.absent(node, name))
+        found.lookups += 1
+        self._seen = found
+        return wire.entry(found, st)
 
     def getattr(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
         node = self._ready(ino, ctx)
@@ -196,7 +202,7 @@ class Lane:
 
     def back(self, backings: Backings) -> None:
         """From now on the kernel reads and writes open files by itself."""
-        self._files.backings = backings
+        self._files.backings = self._files.table.keeper = backings
 
     def met(self, number: int) -> int:
         """An operation fails with this errno: see `Troubles.met`."""

@@ -27,7 +27,7 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from weakref import WeakValueDictionary
 
 if TYPE_CHECKING:
@@ -159,6 +159,16 @@ class Descriptors:
         area.pinned.clear()
 
 
+class Keeper(Protocol):
+    """Who keeps something of files that nobody has open."""
+
+    def drop(self, node: Node) -> None:
+        """Keep nothing of a file."""
+
+    def drop_area(self, area: Area) -> None:
+        """Keep nothing of what is in an area."""
+
+
 #: Below this many nodes no table is worth being made smaller.
 _FEW = 10_000
 
@@ -177,6 +187,7 @@ class NodeTable:
         self._next = first
         self.by_ino: dict[int, Node] = {}
         self.descriptors = Descriptors()
+        self.keeper: Keeper | None = None
         self._areas: WeakValueDictionary[int, Area] = WeakValueDictionary()
         self._area = 0
         self._most = 0  # how many nodes there have been since the tables were last made smaller
@@ -216,6 +227,7 @@ class NodeTable:
 
     def retire(self, node: Node) -> None:
         """What the node stands for gets a new number when it is next found; what is open goes on working."""
+        self._keep_nothing(node)
         if node.area.by_st_ino.get(node.st_ino) is node:
             del node.area.by_st_ino[node.st_ino]
         if node.fd >= 0 and node.opens:
@@ -223,6 +235,15 @@ class NodeTable:
         else:
             self.descriptors.close(node)
         node.name = None
+
+    def _keep_nothing(self, node: Node) -> None:
+        if self.keeper is not None:
+            self.keeper.drop(node)
+
+    def let_go(self, area: Area) -> None:
+        """An area is about to show something else, or to be as it is for ever: its files' descriptors are closed."""
+        if self.keeper is not None:
+            self.keeper.drop_area(area)
 
     def _also_named(self, node: Node, parent: Node, name: bytes) -> None:
         if node.name is None or node.kind == stat.S_IFDIR:
@@ -269,6 +290,7 @@ class NodeTable:
     def unnamed(self, node: Node, parent: Node, name: bytes) -> None:
         """The node lost one of its names. Another that we know takes its place; without one it stays nameless,
         to be reached by its pinned descriptor only."""
+        self._keep_nothing(node)
         if node.aliases and (parent, name) in node.aliases:
             node.aliases.discard((parent, name))
             self._released(parent)
@@ -314,6 +336,7 @@ class NodeTable:
                 continue
             del self.by_ino[each.ino]
             self.descriptors.close(each)
+            self._keep_nothing(each)
             each.area.pinned.discard(each)
             each.area.untold(each)
             if each.area.by_st_ino.get(each.st_ino) is each:

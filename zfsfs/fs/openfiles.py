@@ -98,7 +98,7 @@ class OpenFiles:
         if self.backings is not None and not handle.direct:
             # What is read-only is cached by the kernel instead: it is to be read without a trace, and has no writers.
             wanted = node.kind == stat.S_IFREG and not node.area.read_only
-            handle.backing = self.backings.opened(node, handle.fd, wanted)
+            handle.backing = self.backings.opened(node, handle.fd, wanted, handle.writing)
             if handle.backing and handle.writing and not node.area.changed:
                 handle.before = _traces(handle.fd)
                 # Two changes within a tick of the clock leave the same time.
@@ -191,7 +191,7 @@ class OpenFiles:
             self._timed(handle)
             if isinstance(handle, FileHandle) and self.backings is not None and not handle.direct:
                 self._notice(handle)
-                self.backings.closed(node)
+                self.backings.closed(node, _is_to_keep(handle))
                 if handle.backing and handle.writing:
                     self._written_by_kernel(handle)
         finally:
@@ -222,6 +222,11 @@ class OpenFiles:
         node.opens += 1
         node.area.opened(False, handle.guest)
         return handle
+
+
+def _is_to_keep(handle: FileHandle) -> bool:
+    node = handle.node
+    return not handle.writing and node.name is not None and node.lookups > 0 and not node.area.read_only
 
 
 def _traces(fd: int) -> tuple[int, int, int]:

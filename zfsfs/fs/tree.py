@@ -278,6 +278,7 @@ class Tree:
         await not_native(area)
         await not_written(area, f"{target} can't be published")
         area.read_only = True  # before the snapshot: what it holds is what the result shows
+        self.table.let_go(area)
         try:
             await area.write_out()
             await self.store.builds.publish(target)

@@ -57,11 +57,11 @@ def is_cold(node: Node, name: bytes | None = None) -> bool:
         if node.fd >= 0 or node.opens or parent is None or named is None:
             return False  # it is held, or not to be found anyway
         node, name = parent, named
-    if node.warm and (now := monotonic()) - node.warm < TRUST:
+    if (now := monotonic()) - node.warm < TRUST:
         node.warm = now
         return False
     if not node.area.tells:
-        return not node.warm
+        return node.warm == NEVER
     if node.fd >= 0:
         known = syscalls.is_cached(node.fd, name)
     else:
@@ -74,7 +74,7 @@ def is_cold(node: Node, name: bytes | None = None) -> bool:
 
 def is_fresh(node: Node) -> bool:
     """Whether all that is in a directory is taken to be in memory."""
-    return node.warm > NEVER and monotonic() - node.warm < TRUST
+    return monotonic() - node.warm < TRUST
 
 
 def slow(area: Area, start: float, entries: int) -> None:

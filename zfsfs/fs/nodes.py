@@ -23,6 +23,7 @@ it, and the same node can be found in a clone by walking the same names.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import stat
 from collections import OrderedDict
@@ -39,7 +40,7 @@ _AREA_AT, _MOST_AREAS = 40, 1 << 23
 
 
 #: When a directory was in memory that never was.
-NEVER = 0.0
+NEVER = -math.inf
 
 
 class Node:

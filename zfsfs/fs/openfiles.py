@@ -127,14 +127,10 @@ class OpenFiles:
             os.fdatasync(handle.fd)  # only so does ZFS date what was written through a mapping
         area.changed = _traces(handle.fd) != handle.before
 
-    def is_to_write_out(self, number: int) -> bool:
+    def is_to_write_out(self, handle: FileHandle) -> bool:
         """Whether closing a file has to wait for a disk, and so for `written_out` first."""
-        handle = self.handles[number]
-        return (
-            isinstance(handle, FileHandle)
-            and handle.before is not None
-            and not (handle.written_out or handle.node.area.changed or self.stopped())
-        )
+        unsure = handle.before is not None and not handle.node.area.changed
+        return unsure and not handle.written_out and not self.stopped()
 
     async def written_out(self, number: int) -> None:
         """Have a worker write what is in a file that is about to be closed."""

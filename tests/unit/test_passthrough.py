@@ -96,6 +96,37 @@ def test_a_link_is_neither_opened_nor_changed_through(files, top, tmp_path):
     assert (st.st_size, stat.S_IMODE(st.st_mode), st.st_mtime_ns == 2) == (8, 0o640, False)
 
 
+@pytest.mark.parametrize(
+    ("size", "names", "by_a_worker"), [(8 << 20, 1, True), (4096, 1, False), (8 << 20, 2, False)]
+)
+def test_a_large_file_that_loses_its_last_name_is_given_up_by_a_worker(
+    files, top, tmp_path, size, names, by_a_worker
+):
+    (tmp_path / "file").write_bytes(bytes(size))
+    if names == 2:
+        os.link(tmp_path / "file", tmp_path / "other")
+    left: list[int] = []
+    files.descriptors.close_heavy = left.append
+    node = found(files, top, b"file")
+    files.unlink(top, b"file")
+    assert left == []  # the kernel may know it yet, and ask
+    files.table.forget(node.ino, node.lookups)
+    assert bool(left) == by_a_worker
+    for fd in left:
+        os.close(fd)
+    assert files.descriptors.heavy == set()
+
+
+def test_what_an_area_leaves_behind_is_closed_before_it_shows_something_else(files, top, tmp_path):
+    (tmp_path / "file").write_bytes(bytes(8 << 20))
+    left: list[int] = []
+    files.descriptors.close_heavy = left.append
+    found(files, top, b"file")
+    files.unlink(top, b"file")
+    top.area.attach(Beneath(tmp_path))
+    assert (left, files.descriptors.heavy) == ([], set())
+
+
 def test_a_file_that_was_replaced_beneath_is_stale(files, top, tmp_path):
     (tmp_path / "file").write_text("one")
     node = found(files, top, b"file")

@@ -27,7 +27,7 @@ import math
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 from weakref import WeakValueDictionary
 
@@ -81,11 +81,14 @@ def stale() -> OSError:
 
 
 class Descriptors:
-    """A bounded set of O_PATH descriptors, the least recently used closed first."""
+    """A bounded set of O_PATH descriptors, the least recently used closed first. With that of a large file which has
+    lost its last name (`heavy`) all of its contents are given up, which takes a while: `close_heavy` does it."""
 
     def __init__(self, limit: int = 512) -> None:
         self.limit = limit
         self._used: OrderedDict[Node, None] = OrderedDict()
+        self.heavy: set[Node] = set()
+        self.close_heavy: Callable[[int], object] = os.close
 
     def of(self, node: Node) -> int:
         """The node's descriptor. It is good until control goes back to the event loop: use it at once, or dup it.
@@ -149,10 +152,15 @@ class Descriptors:
         self._used.pop(node, None)
         if node.fd >= 0:
             fd, node.fd = node.fd, -1
-            os.close(fd)
+            if node in self.heavy:
+                self.heavy.discard(node)
+                self.close_heavy(fd)
+            else:
+                os.close(fd)
 
     def close_area(self, area: Area) -> None:
-        """Close every descriptor beneath an area's root: it is about to look elsewhere."""
+        """Close every descriptor beneath an area's root, at once: it is about to look elsewhere."""
+        self.heavy.difference_update(area.pinned)
         for node in [each for each in self._used if each.area is area]:
             self.close(node)
         for node in area.pinned:

@@ -36,6 +36,7 @@ class OpenFiles:
         self.users = users
         self.descriptors = table.descriptors
         self.workers = workers
+        self.descriptors.close_heavy = lambda fd: workers.put(lambda: os.close(fd))
         self.handles: dict[int, FileHandle | DirectoryHandle] = {}
         #: Where the kernel reads and writes by itself; and how it is told that a file's attributes have changed.
         self.backings: Backings | None = None

@@ -35,6 +35,34 @@ def test_an_unlinked_file_lives_while_it_is_open(build):
         assert file.read() == "x" * 5000
 
 
+def cut_by_descriptor(path):
+    with open(path, "r+b") as file:
+        file.truncate(5)
+
+
+@pytest.mark.parametrize(
+    ("cut", "left"),
+    [
+        (lambda path: os.truncate(path, 5), b"xxxxx"),
+        (cut_by_descriptor, b"xxxxx"),
+        (lambda path: open(path, "wb").close(), b""),
+    ],
+    ids=["truncate", "ftruncate", "O_TRUNC"],
+)
+def test_a_large_file_is_cut_off(build, cut, left):
+    path = build / "f"
+    path.write_bytes(b"x" * (16 << 20))
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())  # only then does ZFS count its blocks
+    before = os.stat(path)
+    cut(path)
+    after = os.stat(path)
+    assert (after.st_size, path.read_bytes()) == (len(left), left)
+    assert after.st_mtime_ns >= before.st_mtime_ns
+    os.truncate(path, 8 << 20)
+    assert path.read_bytes() == left.ljust(8 << 20, b"\0")
+
+
 def test_hard_links_are_one_file(build):
     (build / "a").write_text("x")
     os.link(build / "a", build / "b")

@@ -117,6 +117,30 @@ def test_a_large_file_that_loses_its_last_name_is_given_up_by_a_worker(
     assert files.descriptors.heavy == set()
 
 
+@pytest.mark.parametrize("by_handle", [False, True])
+async def test_a_large_file_is_cut_off_by_a_worker(files, top, tmp_path, monkeypatch, by_handle):
+    (tmp_path / "file").write_bytes(b"x" * (8 << 20))
+    node = found(files, top, b"file")
+    handle = files.open(node, os.O_RDWR, ROOT) if by_handle else None
+    writers: list[int] = []
+    truncate = os.truncate
+    monkeypatch.setattr(os, "truncate", lambda *a: (writers.append(top.area.writers), truncate(*a)))
+    assert files.is_long(node, 10, handle)
+    await files.cut(node, 10, handle, ROOT)
+    assert (writers, top.area.writers) == ([1 + by_handle], int(by_handle))
+    assert (tmp_path / "file").read_bytes() == b"x" * 10
+    assert not files.is_long(node, 0, handle)
+
+
+async def test_nothing_is_cut_off_in_what_is_read_only(files, top, tmp_path):
+    (tmp_path / "file").write_bytes(b"x" * (8 << 20))
+    node = found(files, top, b"file")
+    top.area.read_only = True
+    with failing(errno.EROFS):
+        await files.cut(node, 0, None, ROOT)
+    assert (tmp_path / "file").stat().st_size == 8 << 20
+
+
 def test_what_an_area_leaves_behind_is_closed_before_it_shows_something_else(files, top, tmp_path):
     (tmp_path / "file").write_bytes(bytes(8 << 20))
     left: list[int] = []

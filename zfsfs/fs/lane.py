@@ -133,6 +133,8 @@ class Lane:
         if cold is not None:
             await warm(self._files.workers, *cold)
             ctx.looked = (*ctx.looked, cold)
+        elif ctx.cut is not None:
+            await self._files.cut(*ctx.cut, ctx)
         elif opcode == wire.READDIRPLUS:
             number, offset, size = wire.READ_IN.unpack_from(body)
             handle = self._files.handles[number]
@@ -194,11 +196,20 @@ class Lane:
             bool(valid & wire.SIZE),
         )
         fh = handle if valid & wire.HANDLE else None
+        if valid & wire.SIZE and self._is_long(self._by_ino[ino], size, fh, ctx):
+            return None
         if valid & wire.SIZE and valid & wire.KILL_SET_ID:
             self._files.clear_set_id(self._by_ino[ino], ctx)
         elif not valid & wire.WHAT:
             self._files.chown_to_nobody_new(self._by_ino[ino], ctx)
         return wire.attributes(_now(_setattr(self._ops, ino, new, fields, fh, ctx)))
+
+    def _is_long(self, node: Node, size: int, number: int | None, ctx: Context) -> bool:
+        """Whether a worker has to cut a file off first."""
+        handle = None if number is None else self._files.file(number)
+        long = self._files.is_long(node, size, handle)
+        ctx.cut = (node, size, handle) if long else None
+        return long
 
     def readlink(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
         return _now(_readlink(self._ops, ino, ctx)) if self._ready(ino, ctx) else None
@@ -283,6 +294,8 @@ class Lane:
         if node is None:
             return None
         (flags,) = wire.U32.unpack_from(body)
+        if flags & os.O_TRUNC and self._is_long(node, 0, None, ctx):
+            return None
         return self._opened(self._files.open(node, flags, ctx))
 
     @staticmethod

@@ -264,6 +264,22 @@ class Passthrough(OpenFiles):
         else:
             os.truncate(magic(self.descriptors.of(node)), size)
 
+    def is_long(self, node: Node, size: int, handle: FileHandle | None) -> bool:
+        """Whether cutting a file off at a size takes a while, so that `cut` is to do it first."""
+        st = self.stat(node) if handle is None else os.fstat(handle.fd)
+        return st.st_size - size >= _HEAVY << 9 <= st.st_blocks << 9
+
+    async def cut(self, node: Node, size: int, handle: FileHandle | None, caller: Caller) -> None:
+        """truncate(2) by a worker. Raises what `changing` does, and OSError."""
+        self.changing(node.area, caller if handle is None else None)
+        fd = os.dup(self.descriptors.of(node) if handle is None else handle.fd)
+        node.area.opened(True)  # nothing is published or given up meanwhile
+        try:
+            await self.workers.run(lambda: os.truncate(magic(fd) if handle is None else fd, size))
+        finally:
+            os.close(fd)
+            node.area.closed(True)
+
     def clear_set_id(self, node: Node, caller: Caller) -> None:
         """Take the bits away that the caller's writing takes away."""
         fd = os.open(magic(self.descriptors.of(node)), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

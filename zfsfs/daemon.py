@@ -37,6 +37,7 @@ from zfsfs.fs.operations import Operations
 from zfsfs.fs.outputs import Outputs
 from zfsfs.fs.passthrough import Passthrough
 from zfsfs.fs.tree import Tree
+from zfsfs.fs.unlocked import Unlocked
 from zfsfs.fs.users import BUILD, FILE, MOST_OWN, OWN, SESSION, Users
 from zfsfs.fs.waiting import Ends, WaitFolder
 from zfsfs.fs.workers import Workers
@@ -154,23 +155,24 @@ async def _mounted(
 ) -> None:
     files = Passthrough(tree.table, workers, tree.users)
     own, builders, logs = await _builders(settings, mountpoint, tree, knock.path)
+    unlocked = Unlocked(lambda names: kernel.look_up_again(names, ()))
     before = descriptors()
     name = settings.store.replace("\\", "\\\\").replace(",", "\\,")
     options = {f"fsname={name}", "subtype=zfsfs", "default_permissions", "nosuid", "nodev", *settings.options}
     if os.geteuid() == 0:
         options.add("allow_other")
     try:
-        pyfuse3.init(Operations(tree, files, own), mountpoint, options)
+        pyfuse3.init(Operations(tree, files, own, unlocked), mountpoint, options)
     except RuntimeError as failure:
         raise MountError(f"{mountpoint} can't be mounted: {failure}; is there a /dev/fuse for you?") from None
     line = Line.take_over(before)
     if line is not None:
-        line.lane = Lane(tree, files, WireOperations(tree, files, own), line.answer)
+        line.lane = Lane(tree, files, WireOperations(tree, files, own, unlocked), line.answer)
     kernel.attach()
     files.outdated, files.full, files.stopped = kernel.outdated, tree.troubles.met, lambda: tree.stopped
     try:
         async with trio.open_nursery() as nursery:
-            tree.sessions.nursery = builders.nursery = nursery
+            tree.sessions.nursery = builders.nursery = unlocked.nursery = nursery
             natives = Natives(tree, files, kernel)
             nursery.start_soon(lasting, natives.run)
             nursery.start_soon(door.Door(natives, Outputs(tree, logs), knock.socket).serve)
@@ -184,6 +186,7 @@ async def _mounted(
                 await pyfuse3.main(max_tasks=1000)
             # First builders, who use sessions; then these, for what they publish is what the mount has shown.
             await builders.close()
+            await unlocked.close()
             files.notice()
             await tree.close()
             nursery.cancel_scope.cancel()

@@ -66,6 +66,7 @@ class Cycle:
         builds = [(f"{row.replace(' ', '-')}-{self.tag}-{number}", base) for number in range(self.count)]
         self.note(row, await at_once(self.peer.start, builds))
         seconds = await at_once(self.peer.publish, builds)
+        await self.peer.settled()
         if base:
             self.note("publish", seconds)
 

@@ -35,6 +35,7 @@ class Calls:
     def __init__(self, pool: str, nursery: trio.Nursery) -> None:
         self.pool, self.nursery = pool, nursery
         self.views: dict[object, View] = {}
+        self.done: list[View] = []  # what the tree goes on showing, of what is published
         self.sessions: dict[tuple[str, str], Session] = {}
         self.changed: set[tuple[str, str]] = set()
 
@@ -49,6 +50,9 @@ class Calls:
         await destroy(self.pool)
 
     async def settled(self) -> None:
+        async with trio.open_nursery() as nursery:
+            while self.done:
+                nursery.start_soon(trio.to_thread.run_sync, self.done.pop().close)
         await self.store.caches.settle()
         await self.store.reaper.try_all()
 
@@ -58,7 +62,7 @@ class Calls:
 
     async def publish(self, ident: str, base: str | None) -> None:
         await self.store.builds.publish(BuildId(ident.encode()))
-        self.views.pop(ident).close()
+        self.done.append(self.views.pop(ident))
 
     async def make(self, cache: str) -> None:
         await self.store.caches.create(CacheName(cache.encode()), OWNER, 0o755)
@@ -77,8 +81,13 @@ class Calls:
     async def release(self, cache: str, label: str) -> None:
         changed = (cache, label) in self.changed
         self.changed.discard((cache, label))
-        await trio.to_thread.run_sync(self.views.pop((cache, label)).close)
-        outcome = await self.store.caches.release(self.sessions.pop((cache, label)), changed=changed)
+        session, view = self.sessions.pop((cache, label)), self.views.pop((cache, label))
+        info = self.store.caches.get(session.cache)
+        wins = changed and info is not None and info.generation == session.generation
+        if wins:
+            self.done.append(view)
+        outcome = await self.store.caches.release(session, changed=changed, view=None if wins else view)
+        assert (outcome is Outcome.PUBLISHED) is wins
         assert (outcome is Outcome.UNCHANGED) is not changed
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -157,3 +158,45 @@ def test_only_builds_and_caches_can_be_made(tree):
         (tree / "builds/file").write_text("x")
     with failing(errno.EPERM):
         os.rename(tree / "builds", tree / "other")
+
+
+def test_many_begin_and_publish_at_once_by_whole_paths_and_in_the_group_itself(tree):
+    def work(number: int) -> None:
+        build(tree, f"b{number}", file=str(number)).rename(tree / f"results/b{number}")
+
+    script = "for n in 1 2 3; do mkdir $1$n && echo $n >$1$n/file && mv $1$n ../results/ || exit; done"
+    shells = [subprocess.Popen(["sh", "-c", script, "sh", each], cwd=tree / "builds") for each in "xy"]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(16)))
+    assert [shell.wait() for shell in shells] == [0, 0]
+    there = [f"b{number}" for number in range(16)] + ["x1", "x2", "x3", "y1", "y2", "y3"]
+    assert sorted(os.listdir(tree / "results")) == sorted(there)
+    assert os.listdir(tree / "builds") == []
+    assert (tree / "results/b7/file").read_text() == "7"
+
+
+def test_of_two_who_begin_a_build_at_once_one_does(tree):
+    def work(number: int) -> str:
+        try:
+            (tree / "builds/one").mkdir()
+        except FileExistsError:
+            return "taken"
+        return "begun"
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(work, range(4))) == ["begun", "taken", "taken", "taken"]
+    (tree / "builds/one").rmdir()
+
+
+def test_of_two_who_publish_a_build_at_once_one_does(tree):
+    build(tree, "one")
+
+    def work(number: int) -> str:
+        try:
+            (tree / "builds/one").rename(tree / "results/one")
+        except FileNotFoundError:
+            return "not there"
+        return "published"
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(work, range(4))) == ["not there", "not there", "not there", "published"]

@@ -18,6 +18,7 @@ import trio
 
 from zfsfs import syscalls
 from zfsfs.driver import View
+from zfsfs.errors import DriverError
 from zfsfs.fs.nodes import NEVER, Node, NodeTable, stale
 from zfsfs.threads import in_thread
 
@@ -30,6 +31,17 @@ if TYPE_CHECKING:
 FOREVER = 365 * 86400
 #: The most names that are remembered as absent; the kernel is told to remember no more.
 MOST_ABSENT = 50_000
+
+
+async def close_view(view: View | None) -> None:
+    """Close a view that nothing shows any more. In a thread: ZFS waits for a transaction group before it lets go."""
+    if view is None:
+        return
+    with trio.CancelScope(shield=True):
+        try:
+            await in_thread(view.close)
+        except DriverError:
+            view.close()  # there is no thread to be had
 
 
 class Holding(Protocol):

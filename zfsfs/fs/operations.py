@@ -10,13 +10,15 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
+from functools import partial
 from time import monotonic
 from typing import Any
 
 import pyfuse3
 
 from zfsfs.fs import control, status, who
+from zfsfs.fs.area import Area
 from zfsfs.fs.caller import Caller, error
 from zfsfs.fs.cold import is_cold, warm
 from zfsfs.fs.control import FIRST_INODE
@@ -24,6 +26,7 @@ from zfsfs.fs.handles import DirectoryHandle, FileHandle
 from zfsfs.fs.nodes import Node
 from zfsfs.fs.own_operations import FIRST_OWN_HANDLE, GROUPS, Attributes, OwnOperations
 from zfsfs.fs.replies import answered
+from zfsfs.store.arriving import Arrive
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +82,9 @@ class Operations(OwnOperations):
         return not flags & os.O_TRUNC or self._files.backings is not None
 
     @answered
-    async def lookup(self, parent_inode: int, name: bytes, ctx: object) -> Attributes:
+    async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> Attributes:
+        if parent_inode == control.ROOT:
+            await self._unlocked.looked_up(ctx.pid)
         if parent_inode < FIRST_INODE:
             return await self._lookup_own(parent_inode, name)
         entry: Attributes = self.found(await self.node(parent_inode), name)
@@ -172,7 +177,12 @@ class Operations(OwnOperations):
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext) -> Attributes:
         caller, mode = _caller(ctx), stat.S_IMODE(mode)
         if parent_inode in GROUPS:
-            area = await self._tree.mkdir(GROUPS[parent_inode], name, mode & ~ctx.umask, caller)
+            mode &= ~ctx.umask
+
+            def begin(arrive: Arrive) -> Awaitable[Area]:
+                return self._tree.mkdir(GROUPS[parent_inode], name, mode, caller, arrive)
+
+            area = await self._unlocked.run("mkdir", ((parent_inode, name),), caller, begin)
             entry = await self._root_of(area)
             self._found(area)
             return entry
@@ -221,7 +231,9 @@ class Operations(OwnOperations):
             if (parent_inode_old, parent_inode_new) == (control.BUILDS, control.RESULTS):
                 if flags & pyfuse3.RENAME_EXCHANGE:
                     raise error(errno.EINVAL)
-                await self._tree.publish(name_old, name_new)
+                names = (parent_inode_old, name_old), (parent_inode_new, name_new)
+                publish = partial(self._tree.publish, name_old, name_new)
+                await self._unlocked.run("rename", names, _caller(ctx), publish)
                 return
             if (parent_inode_old, parent_inode_new) == (control.BUILDS, control.FAILED):
                 await self._tree.failures.keep(name_old, name_new)

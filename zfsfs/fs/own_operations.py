@@ -22,6 +22,7 @@ from zfsfs.fs.control import Control, Own, Reader
 from zfsfs.fs.passthrough import Passthrough
 from zfsfs.fs.replies import absent, answered, attributes, dot, own_attributes
 from zfsfs.fs.tree import BUILDS, CACHES, FAILED, RESULTS, Tree
+from zfsfs.fs.unlocked import Unlocked
 from zfsfs.fs.users import OWN
 from zfsfs.names import FAILED_BUILDS
 from zfsfs.threads import in_thread
@@ -48,11 +49,12 @@ class OwnOperations(pyfuse3.Operations):
     enable_writeback_cache = True
     enable_acl = True
 
-    def __init__(self, tree: Tree, files: Passthrough, own: Control) -> None:
+    def __init__(self, tree: Tree, files: Passthrough, own: Control, unlocked: Unlocked) -> None:
         super().__init__()
         self._tree = tree
         self._files = files
         self._control = own
+        self._unlocked = unlocked
         self._by_ino = tree.table.by_ino
         self._born = time.time_ns()
         self._own: dict[int, list[tuple[int, bytes]] | Reader] = {}

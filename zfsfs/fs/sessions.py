@@ -19,7 +19,7 @@ import trio
 from zfsfs.driver import Driver, View
 from zfsfs.errors import Busy, DriverError, Missing, Stopped, ZfsfsError
 from zfsfs.fs import unseen
-from zfsfs.fs.area import Area
+from zfsfs.fs.area import Area, close_view
 from zfsfs.fs.caller import Caller, error
 from zfsfs.fs.nodes import NodeTable, stale
 from zfsfs.fs.permission import WRITE, permits
@@ -336,7 +336,7 @@ class Sessions:
             return
         try:
             async with shared.lock:
-                self._drop_view(shared)
+                await close_view(self._take_view(shared))
                 told = await self._refresh_idle(shared)
                 for other, _ in told:
                     _place(other).telling += 1
@@ -361,23 +361,30 @@ class Sessions:
         withheld = self.ruling.withheld(area)
         if not wins or withheld is not None:
             # ZFS destroys nothing that is looked into.
-            area.let_go()
+            view = area.detach()
             if place.discarded:
-                return await self._store.caches.discard(session)
-            return await self._store.caches.release(session, changed=area.changed, withheld=withheld)
+                return await self._store.caches.discard(session, view)
+            return await self._release(session, view, changed=area.changed, withheld=withheld)
         await area.write_out()
-        self._drop_view(shared)
-        outcome = await self._store.caches.release(session, changed=True)
+        outcome = await self._release(session, self._take_view(shared), changed=True)
         shared.view = area.view  # the clone is the cache now, and what looks into it goes on doing so
         return outcome
+
+    async def _release(
+        self, session: Session, view: View | None, *, changed: bool, withheld: Outcome | None = None
+    ) -> Outcome:
+        try:
+            return await self._store.caches.release(session, changed=changed, withheld=withheld, view=view)
+        except BaseException:
+            await close_view(view)
+            raise
 
     async def _end_decided(self, area: Area, place: CachePlace) -> Outcome:
         """Complete a release that could not be completed before; it is too late to discard it."""
         assert place.session is not None
-        self._drop_view(place.cache)
-        outcome = await self._store.caches.release(place.session, changed=True)
+        outcome = await self._release(place.session, self._take_view(place.cache), changed=True)
         if place.discarded:
-            area.let_go()
+            await close_view(area.detach())
         else:
             place.cache.view = area.view
         return outcome
@@ -391,14 +398,14 @@ class Sessions:
         names = area.attach_anew(await self._published(shared))
         return area, [ino for ino, _ in names]
 
-    def _drop_view(self, shared: SharedCache) -> None:
-        """Stop looking into the published version: it is about to be replaced."""
+    @staticmethod
+    def _take_view(shared: SharedCache) -> View | None:
+        """Stop looking into the published version: it is about to be replaced. The view goes to the caller."""
         view, shared.view = shared.view, None
         for area in shared.areas.values():
             if _place(area).session is None:
                 area.detach()
-        if view is not None:
-            view.close()
+        return view
 
     # Ending by name.
 
@@ -431,7 +438,7 @@ class Sessions:
             area.stir()
             await self.close(area, force=area.opens == area.guests)
         async with cache.lock:
-            self._drop_view(cache)
+            await close_view(self._take_view(cache))
             await self._store.caches.delete(name)
             gone = list(cache.areas.values())
             for area in gone:
@@ -453,8 +460,8 @@ class Sessions:
             except (ZfsfsError, OSError) as failure:
                 log.warning("session %s can't be closed: %s", _place(area).name, failure)
                 await self._bequeath(area)
-        for shared in self._shared.values():
-            self._drop_view(shared)
+        for shared in list(self._shared.values()):
+            await close_view(self._take_view(shared))
 
     async def _bequeath(self, area: Area) -> None:
         session = _place(area).session

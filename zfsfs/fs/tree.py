@@ -20,7 +20,7 @@ import trio
 from zfsfs.config import CacheRules
 from zfsfs.driver import View
 from zfsfs.errors import Busy, Exists, InvalidName, Missing, Refused, Stopped, ZfsfsError
-from zfsfs.fs.area import Area
+from zfsfs.fs.area import Area, close_view
 from zfsfs.fs.caller import Caller, error
 from zfsfs.fs.control import FIRST_INODE
 from zfsfs.fs.failures import Failures
@@ -31,10 +31,12 @@ from zfsfs.fs.places import BuildPlace, CachePlace, FailedPlace, Place, ResultPl
 from zfsfs.fs.quiet import closed, not_native, not_written
 from zfsfs.fs.rules import CacheRuling
 from zfsfs.fs.sessions import Sessions
+from zfsfs.fs.sharing import Shared
 from zfsfs.fs.troubles import Troubles
 from zfsfs.fs.users import BUILD, Users
 from zfsfs.names import FAILED_BUILDS, BuildId, BuildName, CacheName, Dataset, SessionName, Snapshot
 from zfsfs.store import Store
+from zfsfs.store.arriving import Arrive, at_once
 from zfsfs.threads import in_thread
 
 if TYPE_CHECKING:
@@ -74,6 +76,7 @@ class Tree:
         self.stopped = ""
         self.builders: Builders | None = None
         self._state: View | None = None
+        self._everybody = Shared(self._look_at_everybody)
 
     async def start(self) -> None:
         """What is needed before the first request."""
@@ -137,7 +140,7 @@ class Tree:
         assert isinstance(area.place, ResultPlace)
         if self._results.get(area.place.id) is area:
             del self._results[area.place.id]
-        area.let_go()
+        self.sessions.nursery.start_soon(close_view, area.detach())
 
     # Access.
 
@@ -159,7 +162,7 @@ class Tree:
         target, writable = self._behind(area.place)
         view = await in_thread(lambda: self.store.driver.view(target, writable=writable))
         if area.view is not None:
-            view.close()  # another was faster
+            await close_view(view)  # another was faster
         else:
             area.attach(view)
 
@@ -191,23 +194,23 @@ class Tree:
 
     # Verbs.
 
-    async def mkdir(self, group: bytes, name: bytes, mode: int, caller: Caller) -> Area:
-        """Begin a build, or make a cache."""
+    async def mkdir(self, group: bytes, name: bytes, mode: int, caller: Caller, arrive: Arrive = at_once) -> Area:
+        """Begin a build, or make a cache. `arrive` is awaited before its name is there."""
         self.running()
         owner = (caller.uid, caller.gid)
         if group == BUILDS:
             with self.users.taking(BUILD, caller.uid):
-                return await self._start_build(BuildName.parse(name), mode, caller)
+                return await self._start_build(BuildName.parse(name), mode, caller, arrive)
         if group == CACHES:
             session = SessionName.parse(name)
             if session.label is not None:
                 self.sessions.area(session)  # there is such a cache
                 raise Exists(f"{session} needs no mkdir: any label may be used")
-            await self.store.caches.create(session.cache, owner, mode)
+            await self.store.caches.create(session.cache, owner, mode, arrive)
             return self.sessions.area(session)
         raise error(errno.EPERM)
 
-    async def _start_build(self, build: BuildName, mode: int, caller: Caller) -> Area:
+    async def _start_build(self, build: BuildName, mode: int, caller: Caller, arrive: Arrive) -> Area:
         if build.base is not None and self.store.builds.result(build.base) is not None:
             base = self._result(build.base)
             if base.view is None:
@@ -226,6 +229,7 @@ class Tree:
         try:
             self._give_root(view.fd, user)
             guid = await self.store.builds.guid(build.id) if build.builder else 0
+            await arrive()
         except BaseException:
             area.let_go()
             with trio.CancelScope(shield=True):
@@ -263,9 +267,9 @@ class Tree:
             session = SessionName.parse(name)
             await (self.sessions.delete(session.cache) if session.label is None else self.sessions.discard(session))
 
-    async def publish(self, old: bytes, new: bytes) -> None:
-        """mv builds/ID[@BASE] results/ID. Raises Missing, Exists, Busy (a file is open for writing), InvalidName
-        (another id), NoSpace."""
+    async def publish(self, old: bytes, new: bytes, arrive: Arrive = at_once) -> None:
+        """mv builds/ID[@BASE] results/ID; `arrive` is awaited before that shows. Raises Missing, Exists, Busy (a file
+        is open for writing), InvalidName (another id), NoSpace."""
         self.running()
         area = self.find(BUILDS, old)
         build, target = _build(area), BuildId(new)
@@ -281,7 +285,7 @@ class Tree:
         self.table.let_go(area)
         try:
             await area.write_out()
-            await self.store.builds.publish(target)
+            await self.store.builds.publish(target, arrive)
         except BaseException:
             area.read_only = False
             raise
@@ -326,9 +330,7 @@ class Tree:
 
     async def _remove(self, area: Area, verb: Coroutine[Any, Any, Dataset | None]) -> Dataset | None:
         """Let a verb give up what is behind an area. Nothing that is open in it is disturbed."""
-        view = None if area.opens else area.detach()
-        if view is not None:
-            view.close()
+        await close_view(None if area.opens else area.detach())
         try:
             return await verb
         except BaseException:
@@ -348,7 +350,7 @@ class Tree:
     async def _linger(self, area: Area) -> None:
         await area.until(lambda: not area.opens)
         self._lingering.discard(area)
-        area.let_go()
+        await close_view(area.detach())
         self.table.closed(area.root)
         self.store.reaper.hurry()
 
@@ -362,13 +364,14 @@ class Tree:
         """Who holds an area without an open handle; with `guests`, those too who may only read in it."""
         if self.device < 0:
             return []
-        wanted = Wanted(self.device)
-        found = await in_thread(holders, wanted, abandon_on_cancel=True)
-        mine = [each for each in found if self._is_in(each, area)]
+        mine = [each for each in await self._everybody.result() if self._is_in(each, area)]
         if not guests and area.view is not None:
             root = area.fd
             mine = [each for each in mine if permits(root, WRITE, each.uid, each.groups)]
         return [str(each) for each in mine]
+
+    async def _look_at_everybody(self) -> list[Holder]:
+        return await in_thread(holders, Wanted(self.device), abandon_on_cancel=True)
 
     async def is_held_by(self, area: Area, pids: Collection[int]) -> bool:
         """Whether one of these processes holds an area. A mount counts only in a namespace that is not ours: what is

@@ -43,6 +43,13 @@ class Process(NamedTuple):
 
 
 _UNSEEN = Process(0, 0)
+_PF_KTHREAD = 0x00200000
+
+
+def runs(pid: int) -> bool:
+    """Whether a thread, not one of the kernel's own, is there, has not ended, and can be looked at."""
+    fields = read_proc(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+    return len(fields) > 6 and fields[0] not in (b"Z", b"X") and not int(fields[6]) & _PF_KTHREAD
 
 
 def started(pid: int) -> int:

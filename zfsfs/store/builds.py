@@ -22,6 +22,7 @@ import trio
 from zfsfs.driver import DatasetInfo, Driver, Listing, View
 from zfsfs.errors import Busy, Exists, Missing
 from zfsfs.names import BuildId, BuildName, Dataset, Snapshot, build_of, result
+from zfsfs.store.arriving import Arrive, at_once
 from zfsfs.store.check import base_of
 from zfsfs.store.events import EventLog
 from zfsfs.store.layout import (
@@ -256,8 +257,9 @@ class Builds:
             self._reaper.add(grave, with_foreign=True)
         return grave
 
-    async def publish(self, id: BuildId) -> ResultInfo:
-        """A build becomes a result. The caller has seen to it that everything is written and nobody writes.
+    async def publish(self, id: BuildId, arrive: Arrive = at_once) -> ResultInfo:
+        """A build becomes a result. The caller has seen to it that everything is written and nobody writes. `arrive`
+        is awaited when it is on the disk, before the tables say so.
 
         Raises Missing (it does not run), Busy (something else is done with it), and what the verb raises: the build
         then goes on.
@@ -269,6 +271,7 @@ class Builds:
         with self._flight(id):
             # One verb: a crash before it leaves a left-over, a crash after it a result.
             await in_thread(self._driver.snapshot, Snapshot(build.dataset, SNAP))
+            await arrive()
             found = ResultInfo(id, build.base, build.created, build.dataset)
             del self._running[id]
             self._results[id] = found

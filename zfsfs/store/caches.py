@@ -20,9 +20,10 @@ from dataclasses import dataclass, field
 
 import trio
 
-from zfsfs.driver import Driver, Listing, viewing
+from zfsfs.driver import Driver, Listing, View, viewing
 from zfsfs.errors import Busy, Exists, Missing, StoreError, ZfsfsError
 from zfsfs.names import CacheName, Dataset, Snapshot, cache, cache_of, cache_tmp, shown
+from zfsfs.store.arriving import Arrive, at_once
 from zfsfs.store.events import EventLog, Outcome
 from zfsfs.store.layout import NEXT, POLICY, PUBLISHERS, RULES, SNAP, Numbers, foreign, generation, junk, rules
 from zfsfs.store.policy import Rules, stored_rules
@@ -137,8 +138,9 @@ class Caches:
             raise Missing(f"there is no cache {name}")
         return entry
 
-    async def create(self, name: CacheName, owner: tuple[int, int], mode: int) -> CacheInfo:
-        """Make an empty cache. Raises Exists, InvalidName (too long for ZFS), and what the verbs raise."""
+    async def create(self, name: CacheName, owner: tuple[int, int], mode: int, arrive: Arrive = at_once) -> CacheInfo:
+        """Make an empty cache. `arrive` is awaited when it is there, before the tables say so. Raises Exists,
+        InvalidName (too long for ZFS), and what the verbs raise."""
         if name in self._entries or name in self._creating:
             raise Exists(f"the cache {name} exists")
         if name in self._broken:
@@ -152,6 +154,7 @@ class Caches:
                 except BaseException:
                     self._reaper.add(made, with_foreign=True)
                     raise
+                await arrive()
                 self._entries[name] = _Entry(name, 0, self._clock())
         finally:
             self._creating.discard(name)
@@ -192,10 +195,13 @@ class Caches:
         self._events.append("opened", str(session), f"{session} is opened", generation=session.generation)
         return session
 
-    async def release(self, session: Session, *, changed: bool, withheld: Outcome | None = None) -> Outcome:
+    async def release(
+        self, session: Session, *, changed: bool, withheld: Outcome | None = None, view: View | None = None
+    ) -> Outcome:
         """Close a session: PUBLISHED when it is the first since its version, else SUPERSEDED; UNCHANGED without
         `changed`, and else `withheld` where that is given (PRIVATE, UNSUCCESSFUL: the caller looked at the rules).
-        The caller has seen to it that everything is written and nobody writes.
+        The caller has seen to it that everything is written and nobody writes. `view` is one of what is replaced or
+        thrown away: it is closed in time, unless this raises.
 
         Raises Missing (it is not open) and what the verbs raise, Busy when somebody has mounted a snapshot that has
         to move: the session is then still open, and can be released again; see also `is_decided`.
@@ -211,19 +217,24 @@ class Caches:
             if session not in entry.sessions:
                 raise Missing(f"{session} is not open")
             with trio.CancelScope(shield=True):
-                outcome = await self._end(entry, session, changed, withheld)
+                outcome = await self._end(entry, session, changed, withheld, view)
             return outcome  # noqa: RET504 - mypy believes that the scope may swallow an exception
 
-    async def _end(self, entry: _Entry, session: Session, changed: bool, withheld: Outcome | None) -> Outcome:
+    async def _end(
+        self, entry: _Entry, session: Session, changed: bool, withheld: Outcome | None, view: View | None
+    ) -> Outcome:
         if not changed or withheld is not None:
-            return self._throw_away(entry, session, withheld if changed and withheld else Outcome.UNCHANGED)
+            return self._throw_away(entry, session, withheld if changed and withheld else Outcome.UNCHANGED, view)
+        if session.generation != entry.generation:
+            return self._throw_away(entry, session, Outcome.SUPERSEDED, view)
         await self._settle(entry)
         if session.generation != entry.generation:
-            return self._throw_away(entry, session, Outcome.SUPERSEDED)
+            return self._throw_away(entry, session, Outcome.SUPERSEDED, view)
         await self._no_cloning(entry)
         old = cache_tmp(self._numbers.take(), session.cache)
         swap = Swap(session.dataset, cache(session.cache), old, entry.generation + 1, dict(entry.properties))
         await in_thread(swap.decide, self._driver)
+        swap.view = view
         entry.swap = (swap, session)
         self._untidy.set()
         await self._move(entry)
@@ -339,15 +350,16 @@ class Caches:
         text = f"{session} is {outcome.value}"
         self._events.append("released", str(session), text, outcome=outcome.value, generation=session.generation)
 
-    def _throw_away(self, entry: _Entry, session: Session, outcome: Outcome) -> Outcome:
+    def _throw_away(self, entry: _Entry, session: Session, outcome: Outcome, view: View | None) -> Outcome:
         # The clone carries no decision: after a crash it is destroyed, or waits for foreign snapshots to go.
         entry.sessions.discard(session)
-        self._reaper.add(session.dataset, with_foreign=False)
+        self._reaper.add(session.dataset, with_foreign=False, view=view)
         self._released(session, outcome)
         return outcome
 
-    async def discard(self, session: Session) -> Outcome:
-        """Close a session because its user has removed it: foreign snapshots of it go too. Raises Missing."""
+    async def discard(self, session: Session, view: View | None = None) -> Outcome:
+        """Close a session because its user has removed it: foreign snapshots of it go too. `view` is one of it, and
+        will be closed. Raises Missing."""
         entry = self._entry(session.cache)
         async with entry.lock:
             if session not in entry.sessions or self.is_decided(session):
@@ -360,7 +372,7 @@ class Caches:
                     await in_thread(self._driver.rename, session.dataset, grave)
                     session.dataset = grave
                 entry.sessions.discard(session)
-                self._reaper.add(session.dataset, with_foreign=True)
+                self._reaper.add(session.dataset, with_foreign=True, view=view)
         self._released(session, Outcome.DISCARDED)
         return Outcome.DISCARDED
 

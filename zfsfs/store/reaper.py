@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
-from zfsfs.driver import DatasetInfo, Destroy, DestroySnapshot, Driver
+from zfsfs.driver import DatasetInfo, Destroy, DestroySnapshot, Driver, View
 from zfsfs.errors import Busy, Missing, NoSpace, StoreError
 from zfsfs.names import Dataset, cache_of
 from zfsfs.store.events import EventLog
@@ -100,13 +100,15 @@ def _destroy(driver: Driver, dataset: Dataset, *, with_foreign: bool) -> str:
 
 @dataclass(slots=True)
 class Waiting:
-    """A dataset that is to be destroyed: why it still waits, how often it was tried, when it is due (trio's time)."""
+    """A dataset that is to be destroyed: why it still waits, how often it was tried, when it is due (trio's time).
+    `views` of it are closed before."""
 
     dataset: Dataset
     with_foreign: bool
     reason: str
     tries: int = 0
     due: float = 0.0
+    views: list[View] = field(default_factory=list)
 
 
 class Reaper:
@@ -121,11 +123,13 @@ class Reaper:
         self._trying = trio.Lock()
         self.queue: dict[Dataset, Waiting] = {}
 
-    def add(self, dataset: Dataset, *, with_foreign: bool, reason: str = FRESH) -> None:
-        """Queue a dataset; it is due at once."""
+    def add(self, dataset: Dataset, *, with_foreign: bool, reason: str = FRESH, view: View | None = None) -> None:
+        """Queue a dataset; it is due at once. `view` is closed before: on ZFS that takes a transaction group."""
         known = self.queue.setdefault(dataset, Waiting(dataset, with_foreign, reason))
         known.with_foreign |= with_foreign
         known.due = 0.0
+        if view is not None:
+            known.views.append(view)
         self.hurry()
 
     def forgive(self, name: object) -> None:
@@ -184,6 +188,14 @@ class Reaper:
             self.destroyed(each.dataset)
         return True
 
+    async def _close_views(self, due: list[Waiting]) -> None:
+        """All at once: they then wait for one transaction group."""
+        async with trio.open_nursery() as nursery:
+            for each in due:
+                views, each.views = each.views, []
+                for view in views:
+                    nursery.start_soon(in_thread, view.close)
+
     async def try_all(self, *, due_only: bool = False) -> None:
         """Try what is queued, again and again as long as something goes: clones free what they were cloned from."""
         async with self._trying:
@@ -191,6 +203,7 @@ class Reaper:
             while progress:
                 now = trio.current_time() if due_only else math.inf
                 due = [each for each in self.queue.values() if each.due <= now]
+                await self._close_views(due)
                 progress = await self._try_together(due)
                 if not progress:
                     for entry in due:

@@ -50,6 +50,7 @@ from zfsfs.driver import (
     SetProperty,
     Step,
     TakeSnapshot,
+    View,
 )
 from zfsfs.errors import DriverError, Exists, Missing, StoreError
 from zfsfs.names import Dataset, Snapshot
@@ -104,6 +105,7 @@ class Swap:
     old_moved: bool = False
     moved: bool = False
     old_gone: bool = False
+    view: View | None = None  # of the old head, to be closed before that is destroyed
     usual: bool = True  # nothing of T was in the way, and nobody has tried to tidy yet
 
     @property
@@ -181,6 +183,9 @@ class Swap:
     def tidy(self, driver: Driver) -> bool:
         """(6) to (9). Returns whether the old head is destroyed: else that is to be done when what needs it is gone.
         When it raises, call it again."""
+        view, self.view = self.view, None
+        if view is not None:
+            view.close()
         if self.usual:
             self.usual = False  # from (8) on the same again would take the new version for the old one
             # Not done: the old name is taken, or something needs the old head.

@@ -219,3 +219,23 @@ def test_few_descriptors_are_open_however_many_nodes_are_known(files, top, tmp_p
         assert os.read(handle.fd, 10) == str(number).encode()
         files.close(handle.fd)
     assert len(os.listdir("/proc/self/fd")) <= before + 8
+
+
+async def test_only_what_can_have_been_mapped_is_written_out(files, top, monkeypatch):
+    written = []
+    monkeypatch.setattr("zfsfs.syscalls.syncfs", written.append)
+    handle, _ = files.create(top, b"file", 0o600, os.O_WRONLY, ROOT)
+    files.open(handle.node, os.O_RDONLY, ROOT)
+    await top.area.write_out()
+    assert written == []
+    files.open(handle.node, os.O_RDWR, ROOT)
+    await top.area.write_out()
+    assert written == [top.area.fd]
+
+
+async def test_a_file_that_is_made_can_be_mapped_too(files, top, monkeypatch):
+    written = []
+    monkeypatch.setattr("zfsfs.syscalls.syncfs", written.append)
+    files.create(top, b"file", 0o600, os.O_RDWR, ROOT)
+    await top.area.write_out()
+    assert written == [top.area.fd]

@@ -67,6 +67,7 @@ class Area:
         self.touched = False  # opened, by others than guests, or changed since who looks for holders began to look
         self.was_native = False  # and so may have been written natively, of which nothing tells us
         self.written: int | None = None  # before that; see Driver.written
+        self.mappable = False  # a file was open for reading and writing: such a one alone can be written by a mapping
         self.by_st_ino: dict[int, Node] = {}
         self.pinned: set[Node] = set()
         self.opens = 0
@@ -198,7 +199,9 @@ class Area:
     async def write_out(self) -> None:
         """Have what was written through mappings put where a snapshot holds it: ZFS does that in its own time, and
         the driver asks for it. Raises OSError."""
-        await in_thread(syscalls.syncfs, self.fd)
+        # On ZFS the first in a dataset waits for a transaction group, to have an intent log made.
+        if self.mappable or self.was_native:
+            await in_thread(syscalls.syncfs, self.fd)
 
     def forgotten(self) -> None:
         """The kernel knows nothing beneath any more."""

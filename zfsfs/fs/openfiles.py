@@ -72,6 +72,7 @@ class OpenFiles:
         if flags & os.O_TRUNC and caller.uid:
             clear_set_id(fd, caller)
         guest = not writing and _is_guest(node.area, caller)
+        node.area.mappable |= maps_to_write(flags)
         handle = FileHandle(fd, node, writing, uid=caller.uid, guest=guest, direct=node.area.frozen)
         if handle.direct:
             self.table.pin(node)  # its name may go any time
@@ -268,6 +269,11 @@ def _is_guest(area: Area, caller: Caller) -> bool:
 def is_writing(flags: int) -> bool:
     """Whether a file that is opened so may be written into."""
     return bool(flags & os.O_ACCMODE)
+
+
+def maps_to_write(flags: int) -> bool:
+    """Whether a file that is opened so may be written through a mapping (EACCES in mmap(2))."""
+    return flags & os.O_ACCMODE == os.O_RDWR
 
 
 def open_flags(flags: int, readable: bool = True) -> int:

@@ -19,7 +19,7 @@ from zfsfs import syscalls
 from zfsfs.fs.caller import Caller, error, magic
 from zfsfs.fs.handles import FileHandle
 from zfsfs.fs.nodes import Node, stale
-from zfsfs.fs.openfiles import SET_ID, OpenFiles, clear_set_id, is_writing, open_flags
+from zfsfs.fs.openfiles import SET_ID, OpenFiles, clear_set_id, is_writing, maps_to_write, open_flags
 from zfsfs.fs.users import FILE
 
 _ROOT = os.geteuid() == 0
@@ -135,6 +135,7 @@ class Passthrough(OpenFiles):
             os.close(fd)
             os.unlink(name, dir_fd=folder)
             raise
+        node.area.mappable |= maps_to_write(flags)
         return self.opened(FileHandle(fd, node, is_writing(flags), uid=caller.uid)), st
 
     # Removing and moving.

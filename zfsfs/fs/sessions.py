@@ -189,7 +189,7 @@ class Sessions:
             area.attach(view)
         else:
             area.attach_anew(view)
-        area.changed = area.was_native = False
+        area.changed = area.was_native = area.mappable = False
         area.written = None
         place.session, place.outcome = session, ""
         place.cache.outcomes.pop(bytes(place.name), None)

@@ -460,8 +460,9 @@ class Sessions:
             except (ZfsfsError, OSError) as failure:
                 log.warning("session %s can't be closed: %s", _place(area).name, failure)
                 await self._bequeath(area)
-        for shared in list(self._shared.values()):
-            await close_view(self._take_view(shared))
+        async with trio.open_nursery() as nursery:
+            for shared in self._shared.values():
+                nursery.start_soon(close_view, self._take_view(shared))
 
     async def _bequeath(self, area: Area) -> None:
         session = _place(area).session

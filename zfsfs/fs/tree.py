@@ -414,14 +414,15 @@ class Tree:
             await self._storage()
             await self.sessions.close_all()
             for ident in list(self.builds):
-                self.builds.pop(ident).let_go()
+                await close_view(self.builds.pop(ident).detach())
                 try:
                     await self.store.builds.discard(ident)
                 except ZfsfsError as failure:
                     # It is a left-over then, as after a crash.
                     log.warning("build %s can't be discarded: %s", ident, failure)
-            for area in (*self._results.values(), *self.failures.areas(), *self._lingering):
-                area.let_go()
+            async with trio.open_nursery() as nursery:
+                for area in (*self._results.values(), *self.failures.areas(), *self._lingering):
+                    nursery.start_soon(close_view, area.detach())
             await self.store.caches.settle()
             await self.store.reaper.try_all()
             state, self._state = self._state, None

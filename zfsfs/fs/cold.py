@@ -101,7 +101,7 @@ async def warm(workers: Workers, node: Node, name: bytes | None = None) -> None:
     nearest, names = way_to(node)
     nearest = os.dup(nearest)
     try:
-        whole, node.area.tells = await workers.run(lambda: _look_around(nearest, names, name, node.area))
+        whole = await workers.run(lambda: _look_around(nearest, names, name, node.area))
     finally:
         os.close(nearest)
     if whole or not node.area.tells:
@@ -156,21 +156,22 @@ def _look(folder: int, names: Iterable[bytes]) -> None:
             os.stat(name, dir_fd=folder, follow_symlinks=False)
 
 
-def _look_around(nearest: int, names: list[bytes], name: bytes, area: Area) -> tuple[bool, bool]:
-    """Look at a name at the end of a way, and around there. Returns whether all of that directory is taken to be
-    in memory, and whether the kernel now says that it knows the name."""
+def _look_around(nearest: int, names: list[bytes], name: bytes, area: Area) -> bool:
+    """Look at a name at the end of a way, and around there. `area.tells` is then whether the kernel says that it
+    knows the name. Returns whether all of that directory is taken to be in memory."""
     folder = os.dup(nearest)
     try:
         for each in names:
             following = os.open(each, _O_PATH, dir_fd=folder)
             os.close(folder)
             folder = following
-        _look(folder, [name])
-        whole = _look_through(folder, 0, lambda fd: _look_at_next(fd, _FEW, area))
-        # It may also be at a loss because something is being renamed just then.
-        return whole, any(syscalls.is_cached(folder, name) for _ in range(3))
+        with suppress(FileNotFoundError):  # of which some filesystems take no note: tmpfs
+            os.stat(name, dir_fd=folder, follow_symlinks=False)
+            # It may also be at a loss because something is being renamed just then.
+            area.tells = any(syscalls.is_cached(folder, name) for _ in range(3))
+        return _look_through(folder, 0, lambda fd: _look_at_next(fd, _FEW, area))
     except OSError:
-        return False, True  # whoever asks gets to know
+        return False  # whoever asks gets to know
     finally:
         os.close(folder)
 

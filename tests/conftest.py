@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import signal
+
 import crash_counts
 import pytest
 
 # Suites are no test modules themselves; their asserts should explain themselves all the same.
 pytest.register_assert_rewrite("suites", "comparing")
+
+# A shell's & and nohup have us ignore these, and so would all that the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for each in (signal.SIGQUIT, signal.SIGHUP):
+    signal.signal(each, signal.SIG_DFL)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

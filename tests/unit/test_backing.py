@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from beneath import Beneath
 
 from zfsfs.fs import backing
 from zfsfs.fs.area import Area
@@ -22,16 +23,6 @@ from zfsfs.fs.workers import Workers
 from zfsfs.names import BuildId
 
 ROOT = Caller(0, 0)
-
-
-class Beneath:
-    """A view of a plain directory."""
-
-    def __init__(self, path: Path) -> None:
-        self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-
-    def close(self) -> None:
-        os.close(self.fd)
 
 
 class Files:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from beneath import Beneath
 
 from zfsfs import syscalls
 from zfsfs.fs import cold
@@ -16,16 +17,6 @@ from zfsfs.fs.nodes import NEVER, Node, NodeTable
 from zfsfs.fs.places import ResultPlace
 from zfsfs.fs.workers import Workers
 from zfsfs.names import BuildId
-
-
-class Beneath:
-    """A view of a plain directory."""
-
-    def __init__(self, path: Path) -> None:
-        self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-
-    def close(self) -> None:
-        os.close(self.fd)
 
 
 class Kernel:

@@ -34,7 +34,7 @@ def start(tree, steps, chain: list[str]) -> subprocess.Popen:
 
 
 def ended(process: subprocess.Popen) -> str:
-    ident, _ = process.communicate(timeout=120)
+    ident, _ = process.communicate(timeout=600)
     assert process.returncode == 0
     return ident.strip()
 

@@ -119,7 +119,7 @@ class Unlocked:
             try:
                 mine.result = await verb(lambda: self._arrive(mine))
             except Exception as failure:
-                log.info("%s of %s: %s", mine.what, mine.names, failure)
+                log.debug("%s of %s: %s", mine.what, mine.names, failure)
                 mine.failed = True
                 mine.ready.set()
         finally:

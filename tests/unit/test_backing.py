@@ -71,7 +71,9 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Files]:
         (tmp_path / name).write_text(name)
     files = Files(tmp_path, monkeypatch)
     yield files
-    files.area.let_go()
+    view = files.area.detach()
+    assert view is not None
+    view.close()
     files.workers.close()
     assert files.kept == []
 

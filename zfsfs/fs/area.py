@@ -18,7 +18,6 @@ import trio
 
 from zfsfs import syscalls
 from zfsfs.driver import View
-from zfsfs.errors import DriverError
 from zfsfs.fs.nodes import NEVER, Node, NodeTable, stale
 from zfsfs.threads import in_thread
 
@@ -31,17 +30,6 @@ if TYPE_CHECKING:
 FOREVER = 365 * 86400
 #: The most names that are remembered as absent; the kernel is told to remember no more.
 MOST_ABSENT = 50_000
-
-
-async def close_view(view: View | None) -> None:
-    """Close a view that nothing shows any more. In a thread: ZFS waits for a transaction group before it lets go."""
-    if view is None:
-        return
-    with trio.CancelScope(shield=True):
-        try:
-            await in_thread(view.close)
-        except DriverError:
-            view.close()  # there is no thread to be had
 
 
 class Holding(Protocol):
@@ -214,12 +202,6 @@ class Area:
         self.table.descriptors.close_area(self)
         view, self.view = self.view, None
         return view
-
-    def let_go(self) -> None:
-        """Show nothing any more."""
-        view = self.detach()
-        if view is not None:
-            view.close()
 
     def attach(self, view: View) -> None:
         """Show a view with the contents and inode numbers that were shown before."""

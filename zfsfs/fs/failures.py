@@ -14,6 +14,7 @@ from zfsfs.fs.places import BuildPlace, FailedPlace
 from zfsfs.fs.quiet import not_native, not_written
 from zfsfs.fs.users import BUILD
 from zfsfs.names import BuildId, BuildName
+from zfsfs.store.views import close_view
 from zfsfs.threads import in_thread
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Failures:
     def _forgotten(self, area: Area) -> None:
         if isinstance(area.place, FailedPlace) and self._areas.get(area.place.id) is area:
             del self._areas[area.place.id]
-        area.let_go()
+        self._tree.let_go(area)
 
     async def keep(self, old: bytes, new: bytes) -> None:
         """mv builds/ID[@BASE] builds/.failed/ID: a build has failed, and what it left is to be looked at. Raises as
@@ -65,10 +66,10 @@ class Failures:
             raise Busy(f"build {target} is its builder's to end")
         await not_native(area)
         await not_written(area, f"{target} can't be kept")
-        self._let_go(target)
         facts = {} if build.run is None else build.run.facts
         area.read_only = True
         try:
+            await self._let_go(target)
             info = await tree.store.builds.keep(target, facts, time.time())
         except BaseException:
             area.read_only = False
@@ -108,23 +109,26 @@ class Failures:
             with trio.CancelScope(shield=True):
                 await tree.store.builds.discard(build.id)
             raise
-        area.let_go()
+        before = area.detach()
         area.attach(view)
         area.read_only = False
         tree.table.hold(area.root)
         tree.builds[build.id] = area
+        await close_view(before)
 
     async def forget(self, ident: BuildId) -> None:
         """Delete a failed build; what is open in it goes on working."""
-        area = self._areas.get(ident)
-        if area is not None:
+        area, verb = self._areas.get(ident), self._tree.store.builds.forget
+        if area is None:
+            await verb(ident)
+        else:
             await not_native(area)
-        await self._tree.store.builds.forget(ident)
-        self._let_go(ident)
+            await self._tree.remove(area, verb(ident))
+        await self._let_go(ident)
 
-    def _let_go(self, ident: BuildId) -> None:
+    async def _let_go(self, ident: BuildId) -> None:
         area = self._areas.pop(ident, None)
         if area is not None and isinstance(area.place, FailedPlace):
             area.place.deleted = True
             self._tree.table.hold(area.root)
-            self._tree.end(area)
+            await self._tree.end(area)

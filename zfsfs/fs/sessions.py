@@ -19,18 +19,20 @@ import trio
 from zfsfs.driver import Driver, View
 from zfsfs.errors import Busy, DriverError, Missing, Stopped, ZfsfsError
 from zfsfs.fs import unseen
-from zfsfs.fs.area import Area, close_view
+from zfsfs.fs.area import Area
 from zfsfs.fs.caller import Caller, error
 from zfsfs.fs.nodes import NodeTable, stale
 from zfsfs.fs.permission import WRITE, permits
 from zfsfs.fs.places import CachePlace, SharedCache
 from zfsfs.fs.quiet import DRAIN, closed
 from zfsfs.fs.rules import CacheRuling
+from zfsfs.fs.showing import Showing
 from zfsfs.fs.turns import Holds, Turns, open_by
 from zfsfs.fs.users import SESSION, Users
 from zfsfs.names import CacheName, SessionName, cache
 from zfsfs.native.processes import Process
 from zfsfs.store import Outcome, Session, Store
+from zfsfs.store.views import close_view
 from zfsfs.threads import in_thread
 
 log = logging.getLogger(__name__)
@@ -60,6 +62,7 @@ class Sessions:
         self._store = store
         self._users = users
         self._driver: Driver = store.driver
+        self._showing = Showing(store)
         self._table = table
         self._linger = linger
         self._scan = scan
@@ -123,16 +126,7 @@ class Sessions:
             if area.view is None:
                 if place.discarded:
                     raise stale()
-                area.attach_anew(await self._published(place.cache))
-
-    async def _published(self, shared: SharedCache) -> View:
-        if shared.view is None:
-            info = self._store.caches.get(shared.name)
-            if info is None:
-                raise stale()
-            dataset = info.dataset
-            shared.view = await in_thread(lambda: self._driver.view(dataset, writable=False))
-        return shared.view
+                area.attach_anew(await self._showing.published(place.cache))
 
     def begun(self, area: Area, pid: int) -> bool:
         """Whether `begin` would have nothing to wait for."""
@@ -306,9 +300,9 @@ class Sessions:
                 self._users.give(SESSION, place.uid)
                 self.open_areas.discard(area)
                 if outcome is Outcome.PUBLISHED:
-                    told += await self._refresh_idle(place.cache, area)
+                    told += await self._showing.refresh_idle(place.cache, area)
                 elif not place.discarded:
-                    news = await self._refresh(area, place.cache)
+                    news = await self._showing.refresh(area, place.cache)
                     if outcome is not Outcome.UNCHANGED or not self._is_newest(session):
                         told.append(news)
                 for other, _ in told:
@@ -336,8 +330,8 @@ class Sessions:
             return
         try:
             async with shared.lock:
-                await close_view(self._take_view(shared))
-                told = await self._refresh_idle(shared)
+                await close_view(self._showing.take_view(shared))
+                told = await self._showing.refresh_idle(shared)
                 for other, _ in told:
                     _place(other).telling += 1
         except (ZfsfsError, OSError) as failure:
@@ -366,7 +360,7 @@ class Sessions:
                 return await self._store.caches.discard(session, view)
             return await self._release(session, view, changed=area.changed, withheld=withheld)
         await area.write_out()
-        outcome = await self._release(session, self._take_view(shared), changed=True)
+        outcome = await self._release(session, self._showing.take_view(shared), changed=True)
         shared.view = area.view  # the clone is the cache now, and what looks into it goes on doing so
         return outcome
 
@@ -382,30 +376,12 @@ class Sessions:
     async def _end_decided(self, area: Area, place: CachePlace) -> Outcome:
         """Complete a release that could not be completed before; it is too late to discard it."""
         assert place.session is not None
-        outcome = await self._release(place.session, self._take_view(place.cache), changed=True)
+        outcome = await self._release(place.session, self._showing.take_view(place.cache), changed=True)
         if place.discarded:
             await close_view(area.detach())
         else:
             place.cache.view = area.view
         return outcome
-
-    async def _refresh_idle(self, shared: SharedCache, besides: Area | None = None) -> list[tuple[Area, list[int]]]:
-        """Show the published version in every area without a session."""
-        idle = [each for each in shared.areas.values() if each is not besides and _place(each).session is None]
-        return [await self._refresh(each, shared) for each in idle]
-
-    async def _refresh(self, area: Area, shared: SharedCache) -> tuple[Area, list[int]]:
-        names = area.attach_anew(await self._published(shared))
-        return area, [ino for ino, _ in names]
-
-    @staticmethod
-    def _take_view(shared: SharedCache) -> View | None:
-        """Stop looking into the published version: it is about to be replaced. The view goes to the caller."""
-        view, shared.view = shared.view, None
-        for area in shared.areas.values():
-            if _place(area).session is None:
-                area.detach()
-        return view
 
     # Ending by name.
 
@@ -438,7 +414,7 @@ class Sessions:
             area.stir()
             await self.close(area, force=area.opens == area.guests)
         async with cache.lock:
-            await close_view(self._take_view(cache))
+            await close_view(self._showing.take_view(cache))
             await self._store.caches.delete(name)
             gone = list(cache.areas.values())
             for area in gone:
@@ -462,7 +438,7 @@ class Sessions:
                 await self._bequeath(area)
         async with trio.open_nursery() as nursery:
             for shared in self._shared.values():
-                nursery.start_soon(close_view, self._take_view(shared))
+                nursery.start_soon(close_view, self._showing.take_view(shared))
 
     async def _bequeath(self, area: Area) -> None:
         session = _place(area).session

@@ -20,7 +20,7 @@ import trio
 from zfsfs.config import CacheRules
 from zfsfs.driver import View
 from zfsfs.errors import Busy, Exists, InvalidName, Missing, Refused, Stopped, ZfsfsError
-from zfsfs.fs.area import Area, close_view
+from zfsfs.fs.area import Area
 from zfsfs.fs.caller import Caller, error
 from zfsfs.fs.control import FIRST_INODE
 from zfsfs.fs.failures import Failures
@@ -37,6 +37,7 @@ from zfsfs.fs.users import BUILD, Users
 from zfsfs.names import FAILED_BUILDS, BuildId, BuildName, CacheName, Dataset, SessionName, Snapshot
 from zfsfs.store import Store
 from zfsfs.store.arriving import Arrive, at_once
+from zfsfs.store.views import close_view
 from zfsfs.threads import in_thread
 
 if TYPE_CHECKING:
@@ -140,6 +141,10 @@ class Tree:
         assert isinstance(area.place, ResultPlace)
         if self._results.get(area.place.id) is area:
             del self._results[area.place.id]
+        self.let_go(area)
+
+    def let_go(self, area: Area) -> None:
+        """Show nothing in an area any more."""
         self.sessions.nursery.start_soon(close_view, area.detach())
 
     # Access.
@@ -231,7 +236,7 @@ class Tree:
             guid = await self.store.builds.guid(build.id) if build.builder else 0
             await arrive()
         except BaseException:
-            area.let_go()
+            await close_view(area.detach())
             with trio.CancelScope(shield=True):
                 await self.store.builds.discard(build.id)
             raise
@@ -313,22 +318,22 @@ class Tree:
         build = _build(area)
         await closed(area)
         build.discarded = True
-        build.grave = await self._remove(area, self.store.builds.discard(build.name.id))
+        build.grave = await self.remove(area, self.store.builds.discard(build.name.id))
         if self.builds.pop(build.name.id, None) is not None:
             self.users.give(BUILD, build.uid)
-        self.end(area)
+        await self.end(area)
 
     async def _delete_result(self, area: Area) -> None:
         place = area.place
         assert isinstance(place, ResultPlace)
         await closed(area)
-        place.grave = await self._remove(area, self.store.builds.delete(place.id))
+        place.grave = await self.remove(area, self.store.builds.delete(place.id))
         place.deleted = True
         self._results.pop(place.id, None)
         self.table.hold(area.root)
-        self.end(area)
+        await self.end(area)
 
-    async def _remove(self, area: Area, verb: Coroutine[Any, Any, Dataset | None]) -> Dataset | None:
+    async def remove(self, area: Area, verb: Coroutine[Any, Any, Dataset | None]) -> Dataset | None:
         """Let a verb give up what is behind an area. Nothing that is open in it is disturbed."""
         await close_view(None if area.opens else area.detach())
         try:
@@ -338,13 +343,13 @@ class Tree:
                 area.place.discarded = False  # and is looked into again as soon as somebody wants to
             raise
 
-    def end(self, area: Area) -> None:
+    async def end(self, area: Area) -> None:
         """A build or result is gone. What is open in it goes on working, as in a removed directory."""
         if area.opens:
             self._lingering.add(area)
             self.sessions.nursery.start_soon(self._linger, area)
         else:
-            area.let_go()
+            await close_view(area.detach())
             self.table.closed(area.root)
 
     async def _linger(self, area: Area) -> None:

@@ -17,6 +17,7 @@ from zfsfs.errors import Busy, Missing, NoSpace, StoreError
 from zfsfs.names import Dataset, cache_of
 from zfsfs.store.events import EventLog
 from zfsfs.store.layout import foreign, is_junk, junk
+from zfsfs.store.views import close_view
 from zfsfs.threads import in_thread
 
 FIRST_DELAY = 0.2
@@ -194,7 +195,7 @@ class Reaper:
             for each in due:
                 views, each.views = each.views, []
                 for view in views:
-                    nursery.start_soon(in_thread, view.close)
+                    nursery.start_soon(close_view, view)
 
     async def try_all(self, *, due_only: bool = False) -> None:
         """Try what is queued, again and again as long as something goes: clones free what they were cloned from."""

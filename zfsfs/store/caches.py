@@ -225,9 +225,8 @@ class Caches:
     ) -> Outcome:
         if not changed or withheld is not None:
             return self._throw_away(entry, session, withheld if changed and withheld else Outcome.UNCHANGED, view)
-        if session.generation != entry.generation:
-            return self._throw_away(entry, session, Outcome.SUPERSEDED, view)
-        await self._settle(entry)
+        if session.generation == entry.generation:  # else it waits for nobody's tidying
+            await self._settle(entry)
         if session.generation != entry.generation:
             return self._throw_away(entry, session, Outcome.SUPERSEDED, view)
         await self._no_cloning(entry)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from time import monotonic
 
@@ -145,7 +145,7 @@ async def warm_listing(workers: Workers, handle: DirectoryHandle, offset: int, s
         await workers.run(looking.acquire)
     if is_cold_at(handle, offset):
         area, count = handle.node.area, size // _ENTRY + 1
-        if await workers.run(lambda: _look_through(handle.fd, offset, lambda fd: _look_at_next(fd, count, area))):
+        if await workers.run(lambda: _look_through(handle.fd, offset, count, area)):
             handle.node.warm = monotonic()
         handle.warm_at = offset
 
@@ -169,7 +169,7 @@ def _look_around(nearest: int, names: list[bytes], name: bytes, area: Area) -> b
             os.stat(name, dir_fd=folder, follow_symlinks=False)
             # It may also be at a loss because something is being renamed just then.
             area.tells = any(syscalls.is_cached(folder, name) for _ in range(3))
-        return _look_through(folder, 0, lambda fd: _look_at_next(fd, _FEW, area))
+        return _look_through(folder, 0, _FEW, area)
     except OSError:
         return False  # whoever asks gets to know
     finally:
@@ -181,11 +181,11 @@ def _again(folder: int) -> int:
     return os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | NOATIME, dir_fd=folder)
 
 
-def _look_through(folder: int, offset: int, look: Callable[[int], bool]) -> bool:
+def _look_through(folder: int, offset: int, count: int, area: Area) -> bool:
     fd = _again(folder)
     try:
         os.lseek(fd, offset, os.SEEK_SET)
-        return look(fd)
+        return _look_at_next(fd, count, area)
     finally:
         os.close(fd)
 

@@ -38,7 +38,6 @@ class DirectoryHandle:
     uid: int = 0
     guest: bool = False
     warm_at: int = -1
-    before: None = None  # nobody writes into it
     looking: threading.Lock | None = None  # locked while a worker looks ahead, see cold.py
     _batch: list[tuple[bytes, int]] = field(default_factory=list)
     _at: int = 0

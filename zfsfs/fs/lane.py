@@ -46,7 +46,6 @@ class WireOperations(Operations):
     """The same operations, with attributes as the kernel wants them."""
 
     entry = staticmethod(wire.entry)  # type: ignore[assignment]
-    absent = staticmethod(wire.absent)  # type: ignore[assignment]
     dot = staticmethod(wire.dot)  # type: ignore[assignment]
     number = staticmethod(operator.attrgetter("shown"))
     opened = Opened  # type: ignore[assignment]
@@ -158,12 +157,10 @@ class Lane:
         if node is None:
             return None
         try:
-            found, st = self._files.lookup(node, name)
+            self._seen, st = self._ops.looked_up(node, name)
         except FileNotFoundError:
             return wire.absent(node.area.absent(node, name))
-        found.lookups += 1
-        self._seen = found
-        return wire.entry(found, st)
+        return wire.entry(self._seen, st)
 
     def getattr(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
         node = self._ready(ino, ctx)
@@ -318,7 +315,7 @@ class Lane:
         if handle >= FIRST_OWN_HANDLE:
             return None
         opened = self._files.handles[handle]
-        if opened.before is not None and self._files.is_to_write_out(opened):
+        if isinstance(opened, FileHandle) and self._files.is_to_write_out(opened):
             return None
         self._files.close(handle)
         return wire.DONE

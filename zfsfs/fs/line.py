@@ -63,6 +63,11 @@ _MOST_INNER = 1 << 16
 _INNER_MINOR = 13
 
 
+def _packed(unique: int, number: int, reply: bytes) -> bytes:
+    """The answer to a request, as the kernel reads it."""
+    return wire.REPLY.pack(wire.REPLY_SIZE + len(reply), -number, unique) + reply
+
+
 def descriptors() -> set[int]:
     """Our descriptors of /dev/fuse."""
     found = set()
@@ -112,7 +117,7 @@ class Line:
 
     def answer(self, unique: int, number: int, reply: bytes = b"") -> None:
         """Answer a request with an errno, or 0 and the reply. From any thread."""
-        self._send(wire.REPLY.pack(wire.REPLY_SIZE + len(reply), -number, unique) + reply)
+        self._send(_packed(unique, number, reply))
 
     def _send(self, reply: bytes) -> None:
         try:
@@ -236,8 +241,7 @@ class Line:
             self._fail(self._buffer[4], unique, failure)
             return True
         if reply:
-            whole = b"" if reply is wire.DONE else reply
-            packed = wire.REPLY.pack(wire.REPLY_SIZE + len(whole), 0, unique) + whole
+            packed = _packed(unique, 0, b"" if reply is wire.DONE else reply)
             # Who is alone asks for nothing else before this is told.
             alone = ctx.pid in (0, self._pid)
             self._pid = ctx.pid or self._pid

@@ -25,7 +25,7 @@ from zfsfs.fs.control import FIRST_INODE
 from zfsfs.fs.handles import DirectoryHandle, FileHandle
 from zfsfs.fs.nodes import Node
 from zfsfs.fs.own_operations import FIRST_OWN_HANDLE, GROUPS, Attributes, OwnOperations
-from zfsfs.fs.replies import answered
+from zfsfs.fs.replies import absent, answered
 from zfsfs.store.arriving import Arrive
 
 log = logging.getLogger(__name__)
@@ -87,19 +87,19 @@ class Operations(OwnOperations):
             await self._unlocked.looked_up(ctx.pid)
         if parent_inode < FIRST_INODE:
             return await self._lookup_own(parent_inode, name)
-        entry: Attributes = self.found(await self.node(parent_inode), name)
-        return entry
+        parent = await self.node(parent_inode)
+        try:
+            return self.entry(*self.looked_up(parent, name))
+        except FileNotFoundError:
+            return absent(parent.area.absent(parent, name))
 
     # What the fast lane calls, too, and gets laid out in its way.
 
-    def found(self, parent: Node, name: bytes) -> Any:
-        """The answer to a lookup in a directory of an area."""
-        try:
-            node, st = self._files.lookup(parent, name)
-        except FileNotFoundError:
-            return self.absent(parent.area.absent(parent, name))
+    def looked_up(self, parent: Node, name: bytes) -> tuple[Node, os.stat_result]:
+        """What is of a name in a directory of an area, which the kernel will know. Raises OSError."""
+        node, st = self._files.lookup(parent, name)
         node.lookups += 1
-        return self.entry(node, st)
+        return node, st
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for ino, count in inode_list:
@@ -159,8 +159,7 @@ class Operations(OwnOperations):
     # Making and removing.
 
     def _entry(self, parent: Node, name: bytes, *, warm: bool = False) -> Attributes:
-        node, st = self._files.lookup(parent, name)
-        node.lookups += 1
+        node, st = self.looked_up(parent, name)
         if warm:
             node.warm = monotonic()
         return self.entry(node, st)

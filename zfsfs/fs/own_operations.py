@@ -20,7 +20,7 @@ from zfsfs.fs.area import Area
 from zfsfs.fs.caller import error
 from zfsfs.fs.control import Control, Own, Reader
 from zfsfs.fs.passthrough import Passthrough
-from zfsfs.fs.replies import absent, answered, attributes, dot, own_attributes
+from zfsfs.fs.replies import answered, attributes, dot, own_attributes
 from zfsfs.fs.tree import BUILDS, CACHES, FAILED, RESULTS, Tree
 from zfsfs.fs.unlocked import Unlocked
 from zfsfs.fs.users import OWN
@@ -39,7 +39,6 @@ class OwnOperations(pyfuse3.Operations):
 
     # How replies are laid out; the fast lane (lane.py) has its own.
     entry = staticmethod(attributes)
-    absent = staticmethod(absent)
     dot = staticmethod(dot)
     number = staticmethod(operator.attrgetter("ino"))  # that stat(2) shows: with pyfuse3 there is but one
     opened = pyfuse3.FileInfo

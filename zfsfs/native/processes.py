@@ -48,8 +48,13 @@ _PF_KTHREAD = 0x00200000
 
 def runs(pid: int) -> bool:
     """Whether a thread, not one of the kernel's own, is there, has not ended, and can be looked at."""
-    fields = read_proc(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+    fields = _fields(pid)
     return len(fields) > 6 and fields[0] not in (b"Z", b"X") and not int(fields[6]) & _PF_KTHREAD
+
+
+def _fields(pid: int) -> list[bytes]:
+    """Those of /proc/PID/stat, from the state on; none when there is no such thread."""
+    return read_proc(f"/proc/{pid}/stat").rpartition(b")")[2].split()
 
 
 def started(pid: int) -> int:
@@ -62,7 +67,7 @@ def _stat(pid: int) -> tuple[Process, int] | None:
     """A process and its parent's number."""
     if pid <= 0:
         return None
-    fields = read_proc(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+    fields = _fields(pid)
     if len(fields) < 20:
         return None
     group = next(

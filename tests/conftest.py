@@ -12,8 +12,9 @@ pytest.register_assert_rewrite("suites", "comparing")
 
 # A shell's & and nohup have us ignore these, and so would all that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-for each in (signal.SIGQUIT, signal.SIGHUP):
-    signal.signal(each, signal.SIG_DFL)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)  # what we start has the default; we go on
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -142,8 +142,9 @@ def test_rewinding_shows_what_has_changed():
     yield sorted(directory)
     write("d/b")
     os.unlink("d/a")
+    shown = list(directory)
     # readdir(3p) leaves open whether b shows; with ZFS beneath it depends on how that directory hashes the two names.
-    yield [name for _, name in directory if name != "b"]
+    yield [name for _, name in shown if name != "b"] if "ZFSFS_TEST_POOL" in os.environ else shown
     directory.rewind()
     yield sorted(directory)
     directory.close()

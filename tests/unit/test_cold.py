@@ -160,10 +160,8 @@ def test_where_the_kernel_never_knows_each_directory_is_looked_at_once(kernel, t
 
 def test_a_name_that_is_not_there_is_no_error(kernel, top):
     warm(top, b"missing")
-    assert (top.warm > 0, top.area.tells) == (
-        True,
-        True,
-    )  # that the kernel takes no note of it says nothing of others
+    # That the kernel takes no note of it says nothing of others.
+    assert (top.warm > 0, top.area.tells) == (True, True)
 
 
 def test_the_kernels_own_word(top, tmp_path):

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 
 import pytest
 import trio
@@ -69,6 +70,12 @@ class Thread:
             self.world.said.append(f"{name.decode()}: {error}")
 
 
+async def goes_on(nursery: trio.Nursery, call: Callable[[], Awaitable[object]]) -> None:
+    """The call begins, and goes as far as it can."""
+    nursery.start_soon(call)
+    await wait_all_tasks_blocked()
+
+
 @asynccontextmanager
 async def world() -> AsyncIterator[tuple[World, trio.Nursery]]:
     made = World()
@@ -93,10 +100,8 @@ def threads(count: int) -> Iterator[list[int]]:
 async def test_verbs_wait_for_the_disk_side_by_side_and_show_when_asked_for_again() -> None:
     with threads(2) as (one, two):
         async with world() as (made, nursery):
-            nursery.start_soon(Thread(made, one).mkdir, b"a")
-            await wait_all_tasks_blocked()
-            nursery.start_soon(Thread(made, two).mkdir, b"b")
-            await wait_all_tasks_blocked()
+            await goes_on(nursery, partial(Thread(made, one).mkdir, b"a"))
+            await goes_on(nursery, partial(Thread(made, two).mkdir, b"b"))
             assert made.said == ["a begins", "b begins"]
             made.disk(b"b").set()
             await wait_all_tasks_blocked()
@@ -108,8 +113,7 @@ async def test_verbs_wait_for_the_disk_side_by_side_and_show_when_asked_for_agai
 async def test_who_looks_nothing_up_waits_with_the_lock() -> None:
     with threads(1) as (one,):
         async with world() as (made, nursery):
-            nursery.start_soon(lambda: Thread(made, one).mkdir(b"a", in_group=True))
-            await wait_all_tasks_blocked()
+            await goes_on(nursery, partial(Thread(made, one).mkdir, b"a", in_group=True))
             assert made.said == ["a begins"]
             made.disk(b"a").set()
     assert made.said == ["a begins", "a shows", "a is there"]
@@ -172,10 +176,8 @@ async def test_who_makes_another_call_does_not_come_back_for_the_first() -> None
 async def test_verbs_on_one_name_take_turns() -> None:
     with threads(2) as (one, two):
         async with world() as (made, nursery):
-            nursery.start_soon(Thread(made, one).mkdir, b"a")
-            await wait_all_tasks_blocked()
-            nursery.start_soon(Thread(made, two).mkdir, b"a")
-            await wait_all_tasks_blocked()
+            await goes_on(nursery, partial(Thread(made, one).mkdir, b"a"))
+            await goes_on(nursery, partial(Thread(made, two).mkdir, b"a"))
             assert made.said == ["a begins"]
             made.disk(b"a").set()
     assert made.said[:3] == ["a begins", "a is asked for again", "a shows"]
@@ -189,8 +191,7 @@ async def test_a_turn_is_not_waited_for_with_the_lock_that_the_other_needs() -> 
             with pytest.raises(OSError, match="Stale"):
                 await Thread(made, one).request(b"a")
             await wait_all_tasks_blocked()
-            nursery.start_soon(lambda: Thread(made, two).mkdir(b"a", in_group=True))
-            await wait_all_tasks_blocked()
+            await goes_on(nursery, partial(Thread(made, two).mkdir, b"a", in_group=True))
             assert made.said == ["a begins", "a begins"]
             made.disk(b"a").set()
             await wait_all_tasks_blocked()
@@ -203,7 +204,6 @@ async def test_at_the_end_what_has_begun_is_brought_to_its_end() -> None:
             with pytest.raises(OSError, match="Stale") as caught:
                 await Thread(made, one).request(b"a")
             assert caught.value.errno == errno.ESTALE
-            nursery.start_soon(made.unlocked.close)
-            await wait_all_tasks_blocked()
+            await goes_on(nursery, made.unlocked.close)
             made.disk(b"a").set()
     assert made.said == ["a begins", "a shows"]

@@ -169,7 +169,8 @@ async def _mounted(
     if line is not None:
         line.lane = Lane(tree, files, WireOperations(tree, files, own, unlocked), line.answer)
     kernel.attach()
-    files.outdated, files.full, files.stopped = kernel.outdated, tree.troubles.met, lambda: tree.stopped
+    files.outdated = files.table.outdated = kernel.outdated
+    files.full, files.stopped = tree.troubles.met, lambda: tree.stopped
     try:
         async with trio.open_nursery() as nursery:
             tree.sessions.nursery = builders.nursery = unlocked.nursery = nursery

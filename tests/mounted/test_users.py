@@ -242,6 +242,28 @@ def test_who_may_only_read_a_cache_keeps_nobody_from_publishing_or_deleting(tree
     tree.closed()
 
 
+def test_what_a_reader_keeps_open_is_not_what_the_next_session_writes(tree, cache):
+    """Bert has a file open over two releases; he goes on reading what it was, and Anne finds what she has written."""
+    script = f"exec 8<'{cache}/file' && echo x && read x; cat <&8"
+    command = ["setpriv", f"--reuid={BERT}", f"--regid={BERT}", "--clear-groups", "sh", "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
+        assert reader.stdin is not None
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == b"x\n"
+        assert anne(lambda: (cache / "more").write_text("more")) == ""
+        assert tree.outcome("c") == "published"
+        for text in ("second", "a third"):
+            assert anne(lambda text=text: (cache / "file").write_text(text)) == ""
+            assert (cache / "file").stat().st_size == len(text)
+            assert (cache / "file").read_text() == text
+            assert tree.outcome("c") == "published"
+            assert (cache / "file").read_text() == text
+        reader.stdin.close()
+        assert reader.stdout.read() == b"contents"
+    tree.closed()
+    assert (cache / "file").read_text() == "a third"
+
+
 def test_who_may_write_keeps_a_session_open(tree, cache):
     os.chmod(cache, 0o757)
     with opened_by(BERT, cache):

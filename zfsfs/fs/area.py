@@ -58,6 +58,7 @@ class Area:
         self.mappable = False  # a file was open for reading and writing: such a one alone can be written by a mapping
         self.by_st_ino: dict[int, Node] = {}
         self.pinned: set[Node] = set()
+        self.outlived: dict[Node, int] = {}  # open files of what was shown before, each with a descriptor of it
         self.opens = 0
         self.writers = 0
         self.guests = 0  # of those that are open: of users who may only read here
@@ -197,15 +198,29 @@ class Area:
             self.on_forgotten(self)
 
     def detach(self) -> View | None:
-        """Show nothing; the view goes to the caller. Descriptors beneath are closed, the nodes stay."""
+        """Show nothing; the view goes to the caller. Descriptors are closed, nodes stay, open files see `outlive`."""
+        if self.opens:
+            self.outlive()
+        return self._detach()
+
+    def outlive(self) -> list[int]:
+        """From now on the open files are what they are and no more what their names stand for, of which the kernel
+        has to be told. Returns their numbers."""
+        files = {*self.by_st_ino.values(), *self.pinned}
+        mine = [each for each in files if each.opens and each.kind == stat.S_IFREG]
+        for node in mine:
+            self.table.outlive(node)
+        return [each.ino for each in mine]
+
+    def _detach(self) -> View | None:
         self.table.let_go(self)
         self.table.descriptors.close_area(self)
         view, self.view = self.view, None
         return view
 
     def attach(self, view: View) -> None:
-        """Show a view with the contents and inode numbers that were shown before."""
-        self.detach()
+        """Show a view with the contents and inode numbers that are shown now, or were before `detach`."""
+        self._detach()
         self.view = view
         self.root.warm, self.quiet = NEVER, 0
 
@@ -215,6 +230,7 @@ class Area:
 
         Returns what the kernel must be told to forget: each node's number and the names known in it.
         """
+        self.detach()
         self.attach(view)
         nodes = list(self.table.beneath(self))
         names: dict[int, list[bytes]] = {self.root.ino: []}

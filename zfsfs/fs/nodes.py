@@ -28,6 +28,7 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 from weakref import WeakValueDictionary
 
@@ -197,6 +198,7 @@ class NodeTable:
         self.by_ino: dict[int, Node] = {}
         self.descriptors = Descriptors()
         self.keeper: Keeper | None = None
+        self.outdated: Callable[[int], None] = lambda ino: None  # has the kernel ask for a file's attributes
         self._areas: WeakValueDictionary[int, Area] = WeakValueDictionary()
         self._area = 0
         self._most = 0  # how many nodes there have been since the tables were last made smaller
@@ -244,6 +246,24 @@ class NodeTable:
         else:
             self.descriptors.close(node)
         node.name = None
+
+    def outlive(self, node: Node) -> None:
+        """The area of an open file is about to show something else: the file stays what it is until it is closed."""
+        kept = -1
+        with suppress(OSError):
+            kept = os.dup(self.descriptors.of(node))
+        self.descriptors.close(node)
+        self.retire(node)
+        node.area.pinned.discard(node)
+        node.area.outlived[node] = kept
+        self.outdated(node.ino)
+
+    def outlived(self, node: Node) -> int:
+        """The descriptor of an open file of what its area showed before. Raises ESTALE: it has none."""
+        fd = node.area.outlived.get(node, -1)
+        if fd < 0:
+            raise stale()
+        return fd
 
     def _keep_nothing(self, node: Node) -> None:
         if self.keeper is not None:
@@ -366,6 +386,8 @@ class NodeTable:
     def closed(self, node: Node) -> None:
         """An open handle of the node went."""
         node.opens -= 1
+        if not node.opens and node in node.area.outlived and (fd := node.area.outlived.pop(node)) >= 0:
+            os.close(fd)
         if not node.lookups:
             self._drop_unused(node)
 

@@ -47,7 +47,9 @@ class Passthrough(OpenFiles):
                 st = os.stat(node.name, dir_fd=self.descriptors.of(node.parent), follow_symlinks=False)
                 if st.st_ino == node.st_ino:
                     return st
-        return os.fstat(self.descriptors.of(node))
+        # By its number alone: who asks may have it open. Whoever comes by a name is told to look again.
+        known = node.fd >= 0 or node.name is not None or node.parent is None
+        return os.fstat(self.descriptors.of(node) if known else self.table.outlived(node))
 
     def readlink(self, node: Node) -> bytes:
         """A symbolic link's text."""

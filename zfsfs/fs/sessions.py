@@ -179,6 +179,9 @@ class Sessions:
             with trio.CancelScope(shield=True):
                 await self._store.caches.discard(session)
             raise
+        if area.opens:
+            # By readers of what was published before. Not here and now, in a request of one of them.
+            self.nursery.start_soon(self._tell, bytes(place.name), area.outlive())
         if self._driver.stable_inodes:
             area.attach(view)
         else:
@@ -301,6 +304,9 @@ class Sessions:
                 self.open_areas.discard(area)
                 if outcome is Outcome.PUBLISHED:
                     told += await self._showing.refresh_idle(place.cache, area)
+                    if area.opens:
+                        # The next session writes elsewhere than what its readers have open.
+                        told.append((area, area.outlive()))
                 elif not place.discarded:
                     news = await self._showing.refresh(area, place.cache)
                     if outcome is not Outcome.UNCHANGED or not self._is_newest(session):

@@ -150,7 +150,7 @@ def test_a_bind_mount_in_another_namespace_holds_a_session(tree, cache, tmp_path
     assert box.stdin is not None
     box.stdout.read(1)
     box.stdout.close()
-    until_held(tree, "c@box", "mount of")
+    until_held(tree, "c@box", f"mount at {target} of")
     box.stdin.close()
     box.wait()
     assert tree.outcome("c@box") == "published"

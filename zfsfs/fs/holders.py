@@ -22,7 +22,7 @@ from typing import Any
 
 from zfsfs import syscalls
 from zfsfs.names import shown
-from zfsfs.native.processes import command_of, read_proc, unescaped
+from zfsfs.native.processes import command_of, read_proc, runs, unescaped
 
 #: What a process may refer to, by its name under /proc/PID.
 PLACES = {"cwd": "working directory", "root": "root directory"}
@@ -54,8 +54,9 @@ class Holder:
     groups: frozenset[int] = frozenset()
 
     def __str__(self) -> str:
+        at = f" at {shown(self.at)}" if self.namespace else ""
         inside = f" in container {self.container[:12]}" if self.container else ""
-        return f"{self.what} of {self.command} (pid {self.pid}){inside}"
+        return f"{self.what}{at} of {self.command} (pid {self.pid}){inside}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,22 +142,25 @@ def holders(wanted: Wanted, *, thorough: bool = False, pids: Iterable[int] | Non
     everyone = {pid: _Process(pid) for pid in (processes() if pids is None else pids)}
     natives = dict(wanted.natives)
     namespaces: dict[int, list[Mount]] = {}
-    seen: set[tuple[int, int]] = set()
-    for pid, process in everyone.items():
+    sharing: dict[tuple[int, int], list[int]] = {}
+    for pid in everyone:
         try:
             namespace, uid = os.stat(f"/proc/{pid}/ns/mnt").st_ino, os.stat(f"/proc/{pid}").st_uid
         except OSError:
             continue
         if namespace not in namespaces:
             namespaces[namespace] = list(mounts_in(read_proc(f"/proc/{pid}/mountinfo"), wanted))
-        # A process for each user: who holds something may depend on what a user may do with it.
-        if namespaces[namespace] and (namespace, uid) not in seen:
-            seen.add((namespace, uid))
-            for mount in namespaces[namespace]:
-                what = "native mount" if mount.native else "mount"
-                found.append(process.holder(what, path=mount.path, at=mount.at, namespace=namespace))
-                if mount.native:
-                    natives[mount.device] = mount.path
+        if namespaces[namespace]:
+            sharing.setdefault((namespace, uid), []).append(pid)
+    # A process for each user: who holds something may depend on what a user may do with it. The kernel's own threads
+    # are in the first namespace, too, and stand for nobody.
+    for (namespace, _), sharers in sharing.items():
+        process = everyone[next((pid for pid in sharers if runs(pid)), sharers[0])]
+        for mount in namespaces[namespace]:
+            what = "native mount" if mount.native else "mount"
+            found.append(process.holder(what, path=mount.path, at=mount.at, namespace=namespace))
+            if mount.native:
+                natives[mount.device] = mount.path
     # A snapshot's device is known by its mounts only.
     wanted = replace(wanted, natives=natives)
     for pid, process in everyone.items():

@@ -32,8 +32,8 @@ PACKAGES = """
     linux-image-cloud-amd64 linux-headers-cloud-amd64 zfs-dkms zfsutils-linux python3-pyzfs python3-venv python3-dev
     fuse3 libfuse3-dev pkg-config gcc g++ libc6-dev make git rsync tar sqlite3 ccache attr acl e2fsprogs kmod xz-utils
     cpio busybox-static systemd systemd-sysv udev dbus iproute2 procps psmisc bindfs bubblewrap podman crun conmon
-    fuse-overlayfs netavark passt catatonit systemd-container uidmap util-linux strace stress-ng jq less
-    lsof fio patch bc file
+    fuse-overlayfs netavark passt catatonit docker.io docker-cli systemd-container uidmap util-linux strace stress-ng
+    jq less lsof fio patch bc file
 """.split()  # noqa: SIM905 (a literal would be sixty lines)
 
 DEBOOTSTRAP = ("--mode=root", "--variant=minbase", "--components=main,contrib", "--dpkgopt=force-unsafe-io")

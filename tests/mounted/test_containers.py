@@ -1,4 +1,4 @@
-"""Containers with directories of the tree bound into them, by unshare, bubblewrap, podman, systemd-nspawn, systemd.
+"""Directories of the tree bound into containers: unshare, bubblewrap, podman, Docker, systemd-nspawn, systemd units.
 
 Each container has a result, a running build and a session of a cache. No image is downloaded: its root is busybox in
 a directory. What is not installed, or can't run where the test does, is skipped; in the virtual machine with systemd
@@ -50,9 +50,16 @@ def bwrap_in_a_user_namespace(at: Places) -> list[object]:
     return [*bwrap(at), "--unshare-user", "--uid", "0", "--gid", "0"]
 
 
+def volumes(at: Places) -> list[object]:
+    return ["-v", f"{at.result}:/result:ro", "-v", f"{at.build}:/build", "-v", f"{at.cache}:/cache"]
+
+
 def podman(at: Places) -> list[object]:
-    bound = ["-v", f"{at.result}:/result:ro", "-v", f"{at.build}:/build", "-v", f"{at.cache}:/cache"]
-    return ["podman", "run", "--rm", "-i", "--network", "none", *bound, "--rootfs", at.root]
+    return ["podman", "run", "--rm", "-i", "--network", "none", *volumes(at), "--rootfs", at.root]
+
+
+def docker(at: Places) -> list[object]:
+    return ["docker", "run", "--rm", "-i", "--network", "none", *volumes(at), "box"]
 
 
 def podman_without_root(at: Places) -> list[object]:
@@ -79,6 +86,7 @@ def systemd_unit(at: Places) -> list[object]:
 Engine = Callable[[Places], list[object]]
 EVERYWHERE: list[Engine] = [bwrap, bwrap_in_a_user_namespace]
 IN_THE_MACHINE: list[Engine] = [podman, podman_without_root, nspawn, systemd_unit]
+ENGINES = [*EVERYWHERE, docker, *IN_THE_MACHINE]
 
 
 @pytest.fixture
@@ -100,8 +108,39 @@ def at(tree: Mounted, folder: Path) -> Iterator[Places]:
     shutil.rmtree(tree / "builds/job", ignore_errors=True)  # where it was not published
 
 
-@pytest.fixture(params=[*EVERYWHERE, *IN_THE_MACHINE], ids=lambda each: each.__name__)
+@pytest.fixture(scope="module")
+def docker_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A Docker of our own, which makes no network; what tells its clients where it is."""
+    folder = tmp_path_factory.mktemp("docker")
+    place = f"unix://{folder}/socket"
+    paths = [f"--{name}={folder / name}" for name in ("data-root", "exec-root", "pidfile")]
+    with (
+        open(folder / "log", "w") as log,
+        subprocess.Popen(
+            ["dockerd", "-H", place, *paths, "--bridge=none", "--iptables=false", "--storage-driver=vfs"],
+            stdout=log, stderr=log,
+        ) as daemon,
+    ):  # fmt: skip
+        client = os.environ | {"DOCKER_HOST": place}
+        until(lambda: not subprocess.run(["docker", "version"], env=client, capture_output=True).returncode)
+        yield client
+        daemon.terminate()
+
+
+@pytest.fixture
+def use_docker(docker_daemon: dict[str, str], at: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The container's root as the image "box"."""
+    monkeypatch.setenv("DOCKER_HOST", docker_daemon["DOCKER_HOST"])
+    packed = subprocess.run(["tar", "-C", at.root, "-c", "."], stdout=subprocess.PIPE, check=True).stdout
+    subprocess.run(["docker", "import", "-", "box"], input=packed, stdout=subprocess.DEVNULL, check=True)
+
+
+@pytest.fixture(params=ENGINES, ids=lambda each: each.__name__)
 def engine(request: pytest.FixtureRequest) -> Engine:
+    if request.param is docker:
+        if not shutil.which("dockerd"):
+            pytest.skip("docker.io is not installed")
+        request.getfixturevalue("use_docker")
     if request.param in IN_THE_MACHINE and not VM:
         pytest.skip("runs in the virtual machine with systemd")
     if request.param in EVERYWHERE and not shutil.which("bwrap"):
@@ -182,13 +221,14 @@ def test_a_native_mount_bound_into_a_container_holds_until_both_are_gone(
     assert (tree / "builds/job/copy").read_text() == "of the base"
 
 
-@pytest.mark.parametrize("recipe", [podman, bwrap, nspawn, systemd_unit], ids=lambda each: each.__name__)
+@pytest.mark.parametrize("recipe", [podman, docker, bwrap, nspawn, systemd_unit], ids=lambda each: each.__name__)
 def test_the_readme_has_what_is_run_here(recipe: Engine):
     readme = (Path(__file__).parents[2] / "README.md").read_text().split()
     ci = Path("$CI")
     at = Places(Path("ROOT"), ci / "results/base", ci / "builds/job", ci / "caches/c@job")
     bound = [pair for pair in pairwise(map(str, recipe(at))) if "$CI" in pair[1]]
     assert len(bound) == 3
+    assert recipe(at)[0] in readme
     for before, word in bound:
         assert word in readme
         assert word.startswith("-") or readme[readme.index(word) - 1] == before

@@ -198,19 +198,10 @@ class Area:
             self.on_forgotten(self)
 
     def detach(self) -> View | None:
-        """Show nothing; the view goes to the caller. Descriptors are closed, nodes stay, open files see `outlive`."""
+        """Show nothing; the view goes to the caller. Descriptors are closed, nodes stay. See `OpenFiles.outlive`."""
         if self.opens:
-            self.outlive()
+            self.table.outlive(self)
         return self._detach()
-
-    def outlive(self) -> list[int]:
-        """From now on the open files are what they are and no more what their names stand for, of which the kernel
-        has to be told. Returns their numbers."""
-        files = {*self.by_st_ino.values(), *self.pinned}
-        mine = [each for each in files if each.opens and each.kind == stat.S_IFREG]
-        for node in mine:
-            self.table.outlive(node)
-        return [each.ino for each in mine]
 
     def _detach(self) -> View | None:
         self.table.let_go(self)

@@ -24,6 +24,7 @@ class FileHandle:
     direct: bool = False  # the kernel keeps nothing of what is read by it
     backing: int = 0
     before: tuple[int, int, int] | None = None  # what is changed by who writes through the backing
+    outlived: bool = False  # its area shows something else now, see OpenFiles.outlive
     written_out: bool = False  # nothing of it is in memory only any more, and it is about to be closed
 
 
@@ -38,6 +39,7 @@ class DirectoryHandle:
     uid: int = 0
     guest: bool = False
     warm_at: int = -1
+    outlived: bool = False
     looking: threading.Lock | None = None  # locked while a worker looks ahead, see cold.py
     _batch: list[tuple[bytes, int]] = field(default_factory=list)
     _at: int = 0

@@ -199,6 +199,7 @@ class NodeTable:
         self.descriptors = Descriptors()
         self.keeper: Keeper | None = None
         self.outdated: Callable[[int], None] = lambda ino: None  # has the kernel ask for a file's attributes
+        self.outlive: Callable[[Area], list[int]] = lambda area: []  # see `OpenFiles.outlive`
         self._areas: WeakValueDictionary[int, Area] = WeakValueDictionary()
         self._area = 0
         self._most = 0  # how many nodes there have been since the tables were last made smaller
@@ -247,7 +248,7 @@ class NodeTable:
             self.descriptors.close(node)
         node.name = None
 
-    def outlive(self, node: Node) -> None:
+    def part(self, node: Node) -> None:
         """The area of an open file is about to show something else: the file stays what it is until it is closed."""
         kept = -1
         with suppress(OSError):

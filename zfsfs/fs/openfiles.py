@@ -35,6 +35,7 @@ class OpenFiles:
         self.table = table
         self.users = users
         self.descriptors = table.descriptors
+        table.outlive = self.outlive
         self.workers = workers
         self.descriptors.close_heavy = lambda fd: workers.put(lambda: os.close(fd))
         self.handles: dict[int, FileHandle | DirectoryHandle] = {}
@@ -107,10 +108,27 @@ class OpenFiles:
                 node.area.changed = time.time_ns() - handle.before[0] < _TICK
         return handle
 
+    def _in(self, area: Area) -> list[FileHandle | DirectoryHandle]:
+        """What is open of what an area shows."""
+        return [each for each in self.handles.values() if each.node.area is area and not each.outlived]
+
+    def outlive(self, area: Area) -> list[int]:
+        """An area shows something else next, or the same for somebody else to change. What is open stays what it is
+        and keeps nobody from anything; the names of its files are others' from now on, of which the kernel has to be
+        told. Returns the numbers of these files."""
+        files = set()
+        for handle in self._in(area):
+            handle.outlived = True
+            area.closed(isinstance(handle, FileHandle) and handle.writing, handle.guest)
+            if handle.node.kind == stat.S_IFREG:
+                files.add(handle.node)
+        for node in files:
+            self.table.part(node)
+        return [node.ino for node in files]
+
     def kept(self, area: Area) -> int:
         """How many files are open beneath that the kernel keeps pages of."""
-        handles = self.handles.values()
-        return sum(isinstance(each, FileHandle) and each.node.area is area and not each.direct for each in handles)
+        return sum(isinstance(each, FileHandle) and not each.direct for each in self._in(area))
 
     def notice(self) -> None:
         """See which areas were changed by those who have files of them open."""
@@ -120,7 +138,7 @@ class OpenFiles:
 
     def _notice(self, handle: FileHandle) -> None:
         area = handle.node.area
-        if handle.before is None or area.changed:
+        if handle.before is None or area.changed or handle.outlived:
             return
         if self.stopped():
             area.changed = True  # perhaps: a look would wait
@@ -198,7 +216,8 @@ class OpenFiles:
                 self.users.give(FILE, handle.uid)
             area = handle.node.area
             self.table.closed(handle.node)
-            area.closed(isinstance(handle, FileHandle) and handle.writing, handle.guest)
+            if not handle.outlived:
+                area.closed(isinstance(handle, FileHandle) and handle.writing, handle.guest)
 
     def _written_by_kernel(self, handle: FileHandle) -> None:
         """A file is closed into which the kernel has written by itself."""

@@ -181,7 +181,7 @@ class Sessions:
             raise
         if area.opens:
             # By readers of what was published before. Not here and now, in a request of one of them.
-            self.nursery.start_soon(self._tell, bytes(place.name), area.outlive())
+            self.nursery.start_soon(self._tell, bytes(place.name), self._table.outlive(area))
         if self._driver.stable_inodes:
             area.attach(view)
         else:
@@ -306,7 +306,7 @@ class Sessions:
                     told += await self._showing.refresh_idle(place.cache, area)
                     if area.opens:
                         # The next session writes elsewhere than what its readers have open.
-                        told.append((area, area.outlive()))
+                        told.append((area, self._table.outlive(area)))
                 elif not place.discarded:
                     news = await self._showing.refresh(area, place.cache)
                     if outcome is not Outcome.UNCHANGED or not self._is_newest(session):

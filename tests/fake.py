@@ -75,6 +75,7 @@ class FakeDriver(Driver):
     def __init__(self) -> None:
         self.name = "fake"
         self.stable_inodes = True
+        self.cheap_clones = True
         self.locked = False
         self.heads: dict[Dataset, FakeHead] = {}
         self._guids = itertools.count(1)

@@ -80,6 +80,7 @@ class Stopping(Driver):
         self.calls: list[str] = []
         self.name = driver.name
         self.stable_inodes = driver.stable_inodes
+        self.cheap_clones = driver.cheap_clones
 
     def _alive(self) -> Driver:
         if self.cut:

@@ -69,7 +69,9 @@ class Calls:
 
     async def open(self, cache: str, label: str) -> None:
         session = await self.store.caches.open(CacheName(cache.encode()), label.encode())
-        view = await trio.to_thread.run_sync(lambda: self.store.driver.view(session.dataset, writable=True))
+        view = session.take_view()
+        if view is None:
+            view = await trio.to_thread.run_sync(lambda: self.store.driver.view(session.dataset, writable=True))
         self.sessions[cache, label], self.views[cache, label] = session, view
 
     def write(self, cache: str, label: str) -> None:

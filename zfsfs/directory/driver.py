@@ -51,6 +51,7 @@ class DirectoryDriver:
     """Storage in the directory `path`. Nothing is touched before `lock` or `prepare`."""
 
     stable_inodes = False
+    cheap_clones = False
     own_filesystems = False
 
     def __init__(self, path: str) -> None:

@@ -173,8 +173,7 @@ class Sessions:
     async def _open(self, area: Area, place: CachePlace) -> None:
         session = await self._store.caches.open(place.name.cache, place.name.label)
         try:
-            with trio.CancelScope(shield=True):
-                view = await in_thread(lambda: self._driver.view(session.dataset, writable=True))
+            view = await self._view_of(session)
         except BaseException:
             with trio.CancelScope(shield=True):
                 await self._store.caches.discard(session)
@@ -195,6 +194,14 @@ class Sessions:
         self._table.hold(area.root)
         self.open_areas.add(area)
         self.nursery.start_soon(self._keep, area)
+
+    async def _view_of(self, session: Session) -> View:
+        ready = session.take_view()
+        if ready is not None:
+            return ready
+        with trio.CancelScope(shield=True):
+            view = await in_thread(lambda: self._driver.view(session.dataset, writable=True))
+        return view  # noqa: RET504 - mypy believes that the scope may swallow an exception
 
     # Builders.
 

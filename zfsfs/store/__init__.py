@@ -31,8 +31,9 @@ The errors are those of `zfsfs.errors`. `Store.run` tidies and destroys in the b
 """
 
 from zfsfs.store.builds import BuildInfo, Builds, FailedInfo, ResultInfo
-from zfsfs.store.caches import CacheInfo, Caches, Session
+from zfsfs.store.caches import Caches
 from zfsfs.store.check import check, leftovers
+from zfsfs.store.entries import CacheInfo, Session
 from zfsfs.store.events import Event, EventLog, Outcome
 from zfsfs.store.policy import Policy, Publishers, Rules
 from zfsfs.store.reaper import Waiting

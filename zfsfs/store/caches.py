@@ -16,68 +16,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
 
 import trio
 
 from zfsfs.driver import Driver, Listing, View, viewing
 from zfsfs.errors import Busy, Exists, Missing, StoreError, ZfsfsError
-from zfsfs.names import CacheName, Dataset, Snapshot, cache, cache_of, cache_tmp, shown
+from zfsfs.names import CacheName, Dataset, Snapshot, cache, cache_of, cache_tmp
 from zfsfs.store.arriving import Arrive, at_once
+from zfsfs.store.entries import CacheInfo, Entry, Session
 from zfsfs.store.events import EventLog, Outcome
-from zfsfs.store.layout import NEXT, POLICY, PUBLISHERS, RULES, SNAP, Numbers, foreign, generation, junk, rules
-from zfsfs.store.policy import Rules, stored_rules
+from zfsfs.store.layout import NEXT, RULES, SNAP, Numbers, foreign, generation, junk, rules
 from zfsfs.store.reaper import FIRST_DELAY, LONGEST_DELAY, Reaper, bury
 from zfsfs.store.recovery import repair
 from zfsfs.store.roots import give_root
+from zfsfs.store.spares import Spares
 from zfsfs.store.swap import Swap
 from zfsfs.threads import in_thread
-
-
-@dataclass(frozen=True, slots=True)
-class CacheInfo:
-    """A cache: how often it was published, when it was made, how many sessions are open, and its rules."""
-
-    name: CacheName
-    generation: int
-    created: float
-    sessions: int
-    dataset: Dataset
-    rules: Rules = field(default_factory=Rules)
-
-
-@dataclass(eq=False, slots=True)
-class Session:
-    """A private copy of a cache. `generation` is the version that it was cloned from; `dataset` is its clone and,
-    when its release was published, the cache's own dataset. `ended` is how, once it is no longer open."""
-
-    cache: CacheName
-    label: bytes | None
-    dataset: Dataset
-    generation: int
-    opened: float
-    ended: Outcome | None = None
-
-    def __str__(self) -> str:
-        return str(self.cache) if self.label is None else shown(self.cache.name + b"@" + self.label)
-
-
-@dataclass(eq=False, slots=True)
-class _Entry:
-    name: CacheName
-    generation: int
-    created: float
-    properties: dict[str, str] = field(default_factory=dict)  # RULES, as they are stored
-    rules: Rules = field(default_factory=Rules)
-    lock: trio.Lock = field(default_factory=trio.Lock)
-    cloning: int = 0  # clones that are being taken, of the version that stands; none is within a swap
-    cloned: trio.Event = field(default_factory=trio.Event)
-    sessions: set[Session] = field(default_factory=set)
-    swap: tuple[Swap, Session] | None = None  # decided, and not yet tidied
-
-    def understand(self) -> None:
-        """What is stored, as rules."""
-        self.rules = stored_rules(self.properties.get(POLICY), self.properties.get(PUBLISHERS))
 
 
 class Caches:
@@ -93,10 +47,11 @@ class Caches:
         self._reaper = reaper
         self._numbers = numbers
         self._clock = clock
-        self._entries: dict[CacheName, _Entry] = {}
+        self._entries: dict[CacheName, Entry] = {}
         self._creating: set[CacheName] = set()
         self._broken: set[CacheName] = set()
         self._untidy = trio.Event()
+        self.spares = Spares(driver, reaper, numbers)
         self._said: dict[CacheName, str] = {}
 
     def load(self, listing: Listing, broken: Collection[CacheName] = ()) -> None:
@@ -107,7 +62,7 @@ class Caches:
         for info in listing.values():
             name = cache_of(info.dataset) if info.dataset.group == "cache" and info.dataset.leaf else None
             if name is not None and info.snapshot(SNAP) is not None and info.snapshot(NEXT) is None:
-                self._entries[name] = _Entry(name, generation(info), info.created, rules(info))
+                self._entries[name] = Entry(name, generation(info), info.created, rules(info))
                 self._entries[name].understand()
 
     def names(self) -> list[CacheName]:
@@ -132,7 +87,7 @@ class Caches:
         """The sessions that are open."""
         return [each for entry in self._entries.values() for each in entry.sessions]
 
-    def _entry(self, name: CacheName) -> _Entry:
+    def _entry(self, name: CacheName) -> Entry:
         entry = self._entries.get(name)
         if entry is None:
             raise Missing(f"there is no cache {name}")
@@ -155,7 +110,7 @@ class Caches:
                     self._reaper.add(made, with_foreign=True)
                     raise
                 await arrive()
-                self._entries[name] = _Entry(name, 0, self._clock())
+                self._entries[name] = Entry(name, 0, self._clock())
         finally:
             self._creating.discard(name)
         self._events.append("cache-created", str(name), f"cache {name} is created")
@@ -179,7 +134,11 @@ class Caches:
             entry = self._entry(name)  # it may have been deleted while we waited
             with trio.CancelScope(shield=True):
                 await self._settle_if_possible(entry)
-            generation = entry.generation
+            generation, spare = entry.generation, self.spares.take(entry)
+            if spare is not None:
+                return self._opened(
+                    entry, Session(name, label, spare.dataset, generation, self._clock(), view=spare.view)
+                )
             entry.cloning += 1
         try:
             dataset = cache_tmp(self._numbers.take(), name)
@@ -187,11 +146,14 @@ class Caches:
             # that those who open at once share a transaction group.
             with trio.CancelScope(shield=True):
                 await in_thread(self._driver.clone, Snapshot(cache(name), SNAP), dataset)
-            session = Session(name, label, dataset, generation, self._clock())
-            entry.sessions.add(session)
+            return self._opened(entry, Session(name, label, dataset, generation, self._clock()))
         finally:
-            entry.cloning -= 1
-            entry.cloned.set()
+            entry.has_cloned()
+
+    def _opened(self, entry: Entry, session: Session) -> Session:
+        entry.sessions.add(session)
+        if entry.name not in self._broken:
+            self.spares.opened(entry)
         self._events.append("opened", str(session), f"{session} is opened", generation=session.generation)
         return session
 
@@ -214,6 +176,8 @@ class Caches:
                 with trio.CancelScope(shield=True):
                     await self._move(entry)
                 return Outcome.PUBLISHED
+            if (unused := session.take_view()) is not None:
+                await in_thread(unused.close)
             if session not in entry.sessions:
                 raise Missing(f"{session} is not open")
             with trio.CancelScope(shield=True):
@@ -221,7 +185,7 @@ class Caches:
             return outcome  # noqa: RET504 - mypy believes that the scope may swallow an exception
 
     async def _end(
-        self, entry: _Entry, session: Session, changed: bool, withheld: Outcome | None, view: View | None
+        self, entry: Entry, session: Session, changed: bool, withheld: Outcome | None, view: View | None
     ) -> Outcome:
         if not changed or withheld is not None:
             return self._throw_away(entry, session, withheld if changed and withheld else Outcome.UNCHANGED, view)
@@ -239,7 +203,7 @@ class Caches:
         await self._move(entry)
         return Outcome.PUBLISHED
 
-    async def _move(self, entry: _Entry) -> None:
+    async def _move(self, entry: Entry) -> None:
         """Complete the renames of a decided release."""
         assert entry.swap is not None
         swap, session = entry.swap
@@ -248,10 +212,11 @@ class Caches:
         await in_thread(swap.move, self._driver)
         session.dataset = swap.cache
         entry.generation = swap.generation
+        self.spares.outdated(entry)
         entry.sessions.discard(session)
         self._released(session, Outcome.PUBLISHED)
 
-    async def _settle_if_possible(self, entry: _Entry) -> None:
+    async def _settle_if_possible(self, entry: Entry) -> None:
         """Repair or tidy. What can't be repaired now serves the version that it has. Raises when a release of ours is
         in the way."""
         try:
@@ -260,7 +225,7 @@ class Caches:
             if entry.swap is not None:
                 raise
 
-    async def _settle(self, entry: _Entry) -> None:
+    async def _settle(self, entry: Entry) -> None:
         """Complete a release that is decided, tidying included. The lock is held."""
         if entry.name in self._broken:
             await self._no_cloning(entry)
@@ -272,6 +237,7 @@ class Caches:
                 self.renewed(entry.name)
             destroyed = await in_thread(swap.tidy, self._driver)
             entry.swap = None
+            self.spares.ended(entry)
             if destroyed:
                 self._reaper.destroyed(swap.old_head)
             else:
@@ -282,13 +248,15 @@ class Caches:
         entry = self._entries.get(name)
         sessions = {each.dataset for each in entry.sessions} if entry is not None else set()
         number = self._numbers.take()
+        if entry is not None:
+            self.spares.drop(entry)
         with trio.CancelScope(shield=True):
             listing = await in_thread(repair, self._driver, name, sessions, number)
         self._broken.discard(name)
         info = listing.get(cache(name))
         if info is not None:
             if entry is None:
-                entry = self._entries[name] = _Entry(name, 0, info.created)
+                entry = self._entries[name] = Entry(name, 0, info.created)
             entry.generation = generation(info)
             entry.properties = rules(info)
             entry.understand()
@@ -304,7 +272,7 @@ class Caches:
                 self._reaper.add(dataset, with_foreign=with_foreign)
 
     @staticmethod
-    async def _no_cloning(entry: _Entry) -> None:
+    async def _no_cloning(entry: Entry) -> None:
         """Wait until nobody is taking a clone. The lock is held, so nobody begins to."""
         while entry.cloning:
             entry.cloned = trio.Event()
@@ -349,9 +317,10 @@ class Caches:
         text = f"{session} is {outcome.value}"
         self._events.append("released", str(session), text, outcome=outcome.value, generation=session.generation)
 
-    def _throw_away(self, entry: _Entry, session: Session, outcome: Outcome, view: View | None) -> Outcome:
+    def _throw_away(self, entry: Entry, session: Session, outcome: Outcome, view: View | None) -> Outcome:
         # The clone carries no decision: after a crash it is destroyed, or waits for foreign snapshots to go.
         entry.sessions.discard(session)
+        self.spares.ended(entry)
         self._reaper.add(session.dataset, with_foreign=False, view=view)
         self._released(session, outcome)
         return outcome
@@ -363,6 +332,8 @@ class Caches:
         async with entry.lock:
             if session not in entry.sessions or self.is_decided(session):
                 raise Missing(f"{session} is not open, or is going to be published")
+            if (unused := session.take_view()) is not None:
+                await in_thread(unused.close)
             with trio.CancelScope(shield=True):
                 info = await in_thread(self._driver.info, session.dataset)
                 if info is not None and info.snapshots:
@@ -371,6 +342,7 @@ class Caches:
                     await in_thread(self._driver.rename, session.dataset, grave)
                     session.dataset = grave
                 entry.sessions.discard(session)
+                self.spares.ended(entry)
                 self._reaper.add(session.dataset, with_foreign=True, view=view)
         self._released(session, Outcome.DISCARDED)
         return Outcome.DISCARDED
@@ -388,6 +360,7 @@ class Caches:
                 raise Busy(f"the cache {name} is in use: {labels}")
             with trio.CancelScope(shield=True):
                 await self._settle_if_possible(entry)
+                self.spares.drop(entry, with_foreign=True)
                 info = await in_thread(self._driver.info, cache(name))
                 if info is not None:
                     # One verb: before it the cache is there, after it there is rubbish, and clones of rubbish.

@@ -189,6 +189,10 @@ class Reaper:
             self.destroyed(each.dataset)
         return True
 
+    async def let_go(self) -> None:
+        """Close the views of what is queued."""
+        await self._close_views(list(self.queue.values()))
+
     async def _close_views(self, due: list[Waiting]) -> None:
         """All at once: they then wait for one transaction group."""
         async with trio.open_nursery() as nursery:

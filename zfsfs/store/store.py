@@ -60,6 +60,7 @@ class Store:
         """Tidy after releases and destroy what is queued, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lasting, self.caches.run)
+            nursery.start_soon(lasting, self.caches.spares.run)
             nursery.start_soon(lasting, self.reaper.run)
             task_status.started()
 
@@ -75,4 +76,6 @@ class Store:
     async def close(self) -> None:
         """Let go of the pool; whatever is open or queued is for the next start."""
         with trio.CancelScope(shield=True):
+            await self.caches.spares.close()
+            await self.reaper.let_go()
             await in_thread(self.driver.close)

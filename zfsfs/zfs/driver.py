@@ -49,6 +49,7 @@ class ZfsDriver:
     """Storage of a pool or dataset `name`. Raises InvalidName, or Unavailable with what to install or do."""
 
     stable_inodes = True
+    cheap_clones = True
     own_filesystems = True
 
     def __init__(self, name: str) -> None:

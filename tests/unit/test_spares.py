@@ -1,0 +1,164 @@
+"""Clones kept ready: who opens a cache again soon waits for nothing, and nobody else notices."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from fake import FakeDriver
+
+from zfsfs.driver import viewing
+from zfsfs.names import CacheName, Dataset, cache
+from zfsfs.store import Outcome, Session, Store, check
+from zfsfs.store.spares import HOT, MOST, QUIET
+
+ME = (os.getuid(), os.getgid())
+NPM = CacheName(b"npm")
+
+
+@pytest.fixture
+def driver() -> FakeDriver:
+    return FakeDriver()
+
+
+@asynccontextmanager
+async def started(driver: FakeDriver) -> AsyncIterator[Store]:
+    """A store with a cache. In the end nothing may be left."""
+    store = Store(driver)
+    await store.start()
+    await store.caches.create(NPM, ME, 0o755)
+    yield store
+    await store.caches.settle()
+    await store.caches.spares.close()
+    await store.reaper.try_all()
+    assert temporary(driver) == []
+    assert check(driver.list()) == []
+    await store.close()
+
+
+async def later(store: Store, seconds: float = QUIET) -> None:
+    """What the background does in that time."""
+    await store.caches.settle()
+    await store.caches.spares.provide(trio.current_time() + seconds)
+    await store.reaper.try_all()
+
+
+def temporary(driver: FakeDriver) -> list[str]:
+    return sorted(str(each) for each in driver.list() if each.group == "cache-tmp" and each.leaf)
+
+
+async def use(store: Store, text: str = "", label: bytes = b"1") -> Session:
+    """Open a session, write there, if there is something to write, and close it."""
+    session = await store.caches.open(NPM, label)
+    view = session.take_view() or store.driver.view(session.dataset, writable=True)
+    if text:
+        fd = os.open("file", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644, dir_fd=view.fd)
+        os.write(fd, text.encode())
+        os.close(fd)
+    view.close()
+    await store.caches.release(session, changed=bool(text))
+    return session
+
+
+def contents(driver: FakeDriver, dataset: Dataset) -> str:
+    with viewing(driver, dataset) as root:
+        fd = os.open("file", os.O_RDONLY, dir_fd=root)
+        try:
+            return os.read(fd, 4096).decode()
+        finally:
+            os.close(fd)
+
+
+async def test_who_opens_a_cache_again_gets_one_of_the_newest_version(driver: FakeDriver) -> None:
+    async with started(driver) as store:
+        for text in ("one", "two"):
+            await use(store, text)
+            await later(store)
+            (spare,) = temporary(driver)
+            session = await store.caches.open(NPM, b"next")
+            assert (str(session.dataset), session.generation) == (spare, store.caches.get(NPM).generation)
+            view = session.take_view()
+            assert view is not None
+            view.close()
+            assert session.take_view() is None
+            assert await store.caches.release(session, changed=False) is Outcome.UNCHANGED
+        assert contents(driver, cache(NPM)) == "two"
+
+
+async def test_there_is_none_while_a_session_is_open_and_one_session_gets_it(driver: FakeDriver) -> None:
+    async with started(driver) as store:
+        await use(store)
+        await later(store)
+        (spare,) = temporary(driver)
+        first, second = [await store.caches.open(NPM, label) for label in (b"1", b"2")]
+        await later(store)
+        assert spare == str(first.dataset) != str(second.dataset)
+        assert temporary(driver) == sorted(str(each.dataset) for each in (first, second))
+        for each in (first, second):
+            await store.caches.release(each, changed=False)
+
+
+async def test_a_spare_is_no_session(driver: FakeDriver) -> None:
+    async with started(driver) as store:
+        await use(store)
+        await later(store)
+        assert len(temporary(driver)) == 1
+        assert store.caches.sessions() == []
+        assert store.caches.get(NPM).sessions == 0
+        await store.caches.delete(NPM)
+        await store.reaper.try_all()
+        assert temporary(driver) == []
+
+
+async def test_a_cache_that_nobody_opens_has_none(driver: FakeDriver) -> None:
+    async with started(driver) as store:
+        await later(store)
+        assert temporary(driver) == []
+        await use(store)
+        await later(store)
+        assert len(temporary(driver)) == 1
+        await later(store, HOT + 1)
+        assert temporary(driver) == []
+
+
+async def test_there_are_few(driver: FakeDriver) -> None:
+    async with started(driver) as store:
+        names = [CacheName(b"%d" % number) for number in range(MOST + 3)]
+        for name in names:
+            await store.caches.create(name, ME, 0o755)
+            await store.caches.release(await store.caches.open(name, b"1"), changed=False)
+        await later(store)
+        assert len(temporary(driver)) == MOST
+
+
+async def test_storage_that_copies_has_none(driver: FakeDriver) -> None:
+    driver.cheap_clones = False
+    async with started(driver) as store:
+        await use(store)
+        await later(store)
+        assert temporary(driver) == []
+
+
+async def test_who_does_not_take_the_view_can_release(driver: FakeDriver) -> None:
+    async with started(driver) as store:
+        await use(store)
+        await later(store)
+        session = await store.caches.open(NPM, b"2")
+        assert await store.caches.release(session, changed=True) is Outcome.PUBLISHED
+
+
+async def test_after_a_crash_it_is_gone(driver: FakeDriver) -> None:
+    store = Store(driver)
+    await store.start()
+    await store.caches.create(NPM, ME, 0o755)
+    await use(store)
+    await later(store)
+    assert len(temporary(driver)) == 1
+    await store.close()  # which destroys nothing
+    again = Store(driver)
+    await again.start()
+    assert temporary(driver) == []
+    await again.close()

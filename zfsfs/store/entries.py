@@ -1,0 +1,84 @@
+"""What is known of a cache and of its sessions while the store runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import trio
+
+from zfsfs.driver import View
+from zfsfs.names import CacheName, Dataset, shown
+from zfsfs.store.events import Outcome
+from zfsfs.store.layout import POLICY, PUBLISHERS
+from zfsfs.store.policy import Rules, stored_rules
+from zfsfs.store.swap import Swap
+
+
+@dataclass(frozen=True, slots=True)
+class CacheInfo:
+    """A cache: how often it was published, when it was made, how many sessions are open, and its rules."""
+
+    name: CacheName
+    generation: int
+    created: float
+    sessions: int
+    dataset: Dataset
+    rules: Rules = field(default_factory=Rules)
+
+
+@dataclass(eq=False, slots=True)
+class Session:
+    """A private copy of a cache. `generation` is the version that it was cloned from; `dataset` is its clone and,
+    when its release was published, the cache's own dataset. `ended` is how, once it is no longer open. `view` is a
+    look into it where there was one already: who takes it closes it."""
+
+    cache: CacheName
+    label: bytes | None
+    dataset: Dataset
+    generation: int
+    opened: float
+    ended: Outcome | None = None
+    view: View | None = None
+
+    def __str__(self) -> str:
+        return str(self.cache) if self.label is None else shown(self.cache.name + b"@" + self.label)
+
+    def take_view(self) -> View | None:
+        """The view, which is the caller's from here on."""
+        view, self.view = self.view, None
+        return view
+
+
+@dataclass(frozen=True, slots=True)
+class Spare:
+    """A clone of a version that nobody has opened yet, and a look into it."""
+
+    dataset: Dataset
+    generation: int
+    view: View
+
+
+@dataclass(eq=False, slots=True)
+class Entry:
+    """A cache."""
+
+    name: CacheName
+    generation: int
+    created: float
+    properties: dict[str, str] = field(default_factory=dict)  # RULES, as they are stored
+    rules: Rules = field(default_factory=Rules)
+    lock: trio.Lock = field(default_factory=trio.Lock)
+    cloning: int = 0  # clones that are being taken, of the version that stands; none is within a swap
+    cloned: trio.Event = field(default_factory=trio.Event)
+    sessions: set[Session] = field(default_factory=set)
+    swap: tuple[Swap, Session] | None = None  # decided, and not yet tidied
+    spare: Spare | None = None
+
+    def understand(self) -> None:
+        """What is stored, as rules."""
+        self.rules = stored_rules(self.properties.get(POLICY), self.properties.get(PUBLISHERS))
+
+    def has_cloned(self) -> None:
+        """A clone less is being taken."""
+        self.cloning -= 1
+        self.cloned.set()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 
+import changed_daemon
 import pytest
 from errnos import failing
 from mounted_tree import until
@@ -199,3 +200,27 @@ def test_a_killed_daemon_loses_no_cache_and_its_mount_is_cleaned_up(tree, cache)
     tree.mount()
     assert (cache / "file").read_text() == "first"
     assert os.listdir(tree / "caches") == ["c"]
+
+
+def test_a_cache_that_is_opened_again_has_a_clone_ready(unmounted, tmp_path):
+    tree, cache = unmounted, unmounted / "caches/c"
+    options = ["--linger", "0.1", "--log", tree.log]
+    command = [sys.executable, changed_daemon.__file__, "spares", tmp_path, "mount", tree.store, tree.path, *options]
+    subprocess.run(command, check=True)
+    cache.mkdir()
+    (cache / "file").write_text("first")
+
+    def ready():
+        return tree.status()["caches"][0]["ready"]
+
+    for text in ("second", "third"):
+        clone = until(ready)
+        with held(tree / "caches/c@next"):
+            assert os.getxattr(tree / "caches/c@next", "user.zfsfs.dataset") == clone.encode()
+            (tree / "caches/c@next/file").write_text(text)
+        assert tree.outcome("c@next") == "published"
+        assert (cache / "file").read_text() == text
+    until(ready)
+    assert tree.status()["sessions"] == []
+    cache.rmdir()
+    tree.closed()

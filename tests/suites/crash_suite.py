@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from collections.abc import Sequence as Sequence_
 from dataclasses import dataclass
 
+import trio
 from faults import PowerCut, Stopping, no_room
 
 from zfsfs.driver import Driver, Step, viewing
@@ -19,6 +20,7 @@ from zfsfs.errors import Missing, NoSpace
 from zfsfs.names import BuildId, BuildName, CacheName, Dataset, Snapshot, cache, cache_of, cache_tmp, result
 from zfsfs.store import Outcome, RecoveryReport, Session, Store, carry_out, check
 from zfsfs.store.layout import POLICY, PUBLISHERS, generation, rules
+from zfsfs.store.spares import QUIET
 
 ME = (os.getuid(), os.getgid())
 PLENTY = 10**9
@@ -325,6 +327,35 @@ async def deleting_a_cache(scene: Scene) -> None:
     await scene.store.complete_deletes()
 
 
+async def kept_ready(scene: Scene) -> None:
+    """Nobody uses the cache, and it has a clone ready, where clones are cheap."""
+    for session in (*scene.others, scene.ours):
+        await scene.store.caches.release(session, changed=False)
+    await scene.store.caches.spares.provide(trio.current_time() + QUIET)
+    info = scene.store.caches.get(scene.npm)
+    assert info is not None
+    assert (info.ready is not None) == scene.driver.cheap_clones
+
+
+async def opening_and_releasing_a_clone_that_was_kept_ready(scene: Scene) -> None:
+    await kept_ready(scene)
+    session = await scene.store.caches.open(scene.npm, b"next")
+    assert seen(scene.driver, session.dataset) == "old"
+    fill(scene.driver, session.dataset, "new")
+    scene.may(scene.npm, "old", "new")
+    await scene.store.caches.release(session, changed=True)
+    scene.must(scene.npm, "new")
+    await scene.store.complete_deletes()
+
+
+async def deleting_a_cache_with_a_clone_kept_ready(scene: Scene) -> None:
+    await kept_ready(scene)
+    scene.may(scene.npm, "old", None)
+    await scene.store.caches.delete(scene.npm)
+    scene.must(scene.npm, None)
+    await scene.store.complete_deletes()
+
+
 async def setting_a_rule_and_releasing(scene: Scene) -> None:
     before, after = scene.rules[0], {**scene.rules[0], POLICY: "locked"}
     scene.rules = [before, after]
@@ -409,6 +440,8 @@ SEQUENCES = (
     Sequence("cache", setting_a_rule_and_releasing),
     Sequence("cache", discarding_a_session, deletes=True),
     Sequence("cache", deleting_a_cache, deletes=True),
+    Sequence("cache", opening_and_releasing_a_clone_that_was_kept_ready),
+    Sequence("cache", deleting_a_cache_with_a_clone_kept_ready, deletes=True),
     Sequence("builds", discarding_a_build_in_a_full_store, deletes=True, acted=True),
     Sequence("builds", deleting_results_in_a_full_store, deletes=True, acted=True),
     Sequence("builds", start_of_a_build_over_what_a_crash_left_in_a_full_store, deletes=True, acted=True),
@@ -425,6 +458,10 @@ async def stopped(sequence: Sequence, scene: Scene, stop: Armed, budget: int) ->
     try:
         await sequence.run(scene)
     except PowerCut:
+        return True
+    except BaseExceptionGroup as group:  # of several things at once
+        if group.split(PowerCut)[1] is not None:
+            raise
         return True
     return False
 

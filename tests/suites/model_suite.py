@@ -31,7 +31,8 @@ from zfsfs.fs.places import CachePlace
 from zfsfs.fs.tree import BUILDS, CACHES, RESULTS, Tree
 from zfsfs.fs.users import BUILD, FILE, OWN, SESSION, Users
 from zfsfs.fs.workers import Workers
-from zfsfs.store import Store, check
+from zfsfs.store import CacheInfo, Store, check
+from zfsfs.store.spares import QUIET
 
 ME = Caller(os.getuid(), os.getgid())
 Files = dict[str, str]
@@ -183,13 +184,22 @@ class World:
     async def show_all(self, group: bytes) -> dict[str, Files]:
         return {name.decode(): await self.show(group, name) for name in self.tree.names(group)}
 
-    async def generations(self) -> dict[str, int]:
+    def caches(self) -> list[CacheInfo]:
         store = self.store.caches
-        return {str(name): info.generation for name in store.names() if (info := store.get(name)) is not None}
+        return [info for name in store.names() if (info := store.get(name)) is not None]
+
+    async def generations(self) -> dict[str, int]:
+        return {str(info.name): info.generation for info in self.caches()}
+
+    async def rest(self) -> None:
+        """What the background does while nobody asks for anything."""
+        await self.store.caches.settle()
+        await self.store.caches.spares.provide(trio.current_time() + QUIET)
 
     async def problems(self) -> list[str]:
         await self.store.complete_deletes()
         known = {each.dataset for each in self.store.caches.sessions()} | set(self.store.reaper.queue)
+        known |= {info.ready for info in self.caches() if info.ready is not None}
         return check(self.driver.list(), known=known)
 
 
@@ -433,6 +443,10 @@ class UsersModel(RuleBasedStateMachine):
             self.refused(step)
             return
         self.attempt(step, lambda after: after.caches.pop(name), budget)  # type: ignore[arg-type, return-value]
+
+    @rule(budget=BUDGETS)
+    def nothing_happens_for_a_while(self, budget: int | None) -> None:
+        self.attempt(self.world.rest, lambda after: None, budget)
 
     # The end.
 

@@ -22,7 +22,9 @@ class OnDirectories(UsersModel):
         self.storage = DirectoryStorage(Path(self.room.name))
 
     def driver(self) -> DirectoryDriver:
-        return self.storage.driver()
+        driver = self.storage.driver()
+        driver.cheap_clones = True  # these are small
+        return driver
 
     def teardown(self) -> None:
         super().teardown()

@@ -54,6 +54,7 @@ def status(tree: Tree) -> dict[str, Any]:
                 "policy": (rules := tree.sessions.ruling.of(name)).policy.value,
                 "publishers": rules.publishers.text,
                 "waiting": tree.sessions.waiters(name),
+                "ready": str(info.ready) if info.ready else None,
             }
             for name in store.caches.names()
             if (info := store.caches.get(name)) is not None

@@ -75,7 +75,8 @@ class Caches:
         if entry is None:
             return None
         where = cache(name) if entry.swap is None else entry.swap[0].whole
-        return CacheInfo(name, entry.generation, entry.created, len(entry.sessions), where, entry.rules)
+        ready = entry.spare.dataset if entry.spare is not None else None
+        return CacheInfo(name, entry.generation, entry.created, len(entry.sessions), where, entry.rules, ready)
 
     def is_decided(self, session: Session) -> bool:
         """Whether a session is open still and is going to be published, whatever is done: nothing more may be written

@@ -16,7 +16,8 @@ from zfsfs.store.swap import Swap
 
 @dataclass(frozen=True, slots=True)
 class CacheInfo:
-    """A cache: how often it was published, when it was made, how many sessions are open, and its rules."""
+    """A cache: how often it was published, when it was made, how many sessions are open, its rules, and a clone that
+    is kept ready for the next session, if there is one."""
 
     name: CacheName
     generation: int
@@ -24,6 +25,7 @@ class CacheInfo:
     sessions: int
     dataset: Dataset
     rules: Rules = field(default_factory=Rules)
+    ready: Dataset | None = None
 
 
 @dataclass(eq=False, slots=True)

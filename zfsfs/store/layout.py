@@ -2,7 +2,7 @@
 
     result/ID               a build, running or left over; with @snap a result
     cache/c-NAME            a cache; its @snap is the published version, and its head has the same contents
-    cache-tmp/N-c-NAME      a session's clone of a cache, or a head that a release has replaced
+    cache-tmp/N-c-NAME      a session's clone of a cache, or one kept ready; or a head that a release has replaced
     cache-tmp/N-r-TEXT      rubbish: given up as a whole, its foreign snapshots and its clones in cache-tmp too.
                             A cache under construction lies here as well: it exists from its rename on
     result/.gone-N-TEXT     rubbish as well, likewise in cache: where there was no room to move it to cache-tmp

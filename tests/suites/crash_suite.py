@@ -340,6 +340,9 @@ async def kept_ready(scene: Scene) -> None:
 async def opening_and_releasing_a_clone_that_was_kept_ready(scene: Scene) -> None:
     await kept_ready(scene)
     session = await scene.store.caches.open(scene.npm, b"next")
+    view = session.take_view()
+    if view is not None:
+        view.close()
     assert seen(scene.driver, session.dataset) == "old"
     fill(scene.driver, session.dataset, "new")
     scene.may(scene.npm, "old", "new")
@@ -458,12 +461,14 @@ async def stopped(sequence: Sequence, scene: Scene, stop: Armed, budget: int) ->
     try:
         await sequence.run(scene)
     except PowerCut:
-        return True
+        pass
     except BaseExceptionGroup as group:  # of several things at once
         if group.split(PowerCut)[1] is not None:
             raise
-        return True
-    return False
+    # What a process has open is closed when it dies.
+    await scene.store.caches.spares.close()
+    await scene.store.reaper.let_go()
+    return stop.cut
 
 
 def foreign_snapshots(driver: Driver) -> int:

@@ -29,12 +29,13 @@ from zfsfs.fs.building import Builders
 from zfsfs.fs.control import CONTROL, Control, Text
 from zfsfs.fs.handles import FileHandle
 from zfsfs.fs.kernel import Kernel
-from zfsfs.fs.lane import Lane, WireOperations
+from zfsfs.fs.lane import Lane
 from zfsfs.fs.line import Line, descriptors
 from zfsfs.fs.logs import LogFolder, Logs
 from zfsfs.fs.natives import Natives
 from zfsfs.fs.operations import Operations
 from zfsfs.fs.outputs import Outputs
+from zfsfs.fs.own_lane import WireOperations
 from zfsfs.fs.passthrough import Passthrough
 from zfsfs.fs.tree import Tree
 from zfsfs.fs.unlocked import Unlocked

@@ -15,7 +15,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from zfsfs.errors import Busy
 from zfsfs.fs.caller import Caller
-from zfsfs.fs.unlocked import Name, Unlocked
+from zfsfs.fs.unlocked import Asked, Name, Unlocked
 from zfsfs.native.processes import command_of
 from zfsfs.store.arriving import Arrive
 
@@ -54,7 +54,7 @@ class Thread:
 
     async def request(self, name: bytes, failure: Exception | None = None, what: str = "mkdir") -> object:
         names: tuple[Name, ...] = ((BUILDS, name),)
-        return await self.world.unlocked.run(what, names, self.caller, self.world.verb(name, failure))
+        return await self.world.unlocked.run(Asked(what, names, self.caller, self.world.verb(name, failure)))
 
     async def mkdir(self, name: bytes, failure: Exception | None = None, *, in_group: bool = False) -> None:
         """The system call. In the group itself there is nothing to look up."""
@@ -183,6 +183,40 @@ async def test_verbs_on_one_name_take_turns() -> None:
     assert made.said[:3] == ["a begins", "a is asked for again", "a shows"]
     assert made.said[3:].count("a begins") == 1
     assert made.said.count("a is there") == 2
+
+
+async def test_what_is_known_to_be_refused_is_refused_by_the_first_request() -> None:
+    def refused() -> None:
+        raise Busy("it is in use")
+
+    with threads(2) as (one, two):
+        async with world() as (made, nursery):
+            asked = Asked("mkdir", ((BUILDS, b"a"),), Caller(0, 0, one), made.verb(b"a"), refused)
+            with pytest.raises(Busy):
+                made.unlocked.begin(asked)
+            assert made.said == []
+            # But what another is about to make is waited for.
+            await goes_on(nursery, partial(Thread(made, two).mkdir, b"a"))
+            assert made.unlocked.begin(asked)
+            made.disk(b"a").set()
+            await wait_all_tasks_blocked()
+            assert made.said[-1] == "a begins"
+            assert await made.unlocked.run(asked) == b"a"
+    assert made.said.count("a shows") == 2
+
+
+async def test_many_who_failed_and_are_gone_cost_nothing() -> None:
+    with threads(1) as (one,):
+        async with world() as (made, _):
+            made.disk(b"a").set()
+            with threads(40) as others:
+                for each in others:
+                    with pytest.raises(OSError, match="Stale"):
+                        await Thread(made, each).request(b"a", Busy("it is in use"))
+                    await wait_all_tasks_blocked()
+            for _ in range(40):
+                await Thread(made, one).mkdir(b"a")
+            assert made.unlocked._by_thread == {}
 
 
 async def test_a_turn_is_not_waited_for_with_the_lock_that_the_other_needs() -> None:

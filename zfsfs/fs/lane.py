@@ -14,25 +14,28 @@ from __future__ import annotations
 
 import errno
 import logging
-import operator
 import os
+import stat
 from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import Any, Protocol
 
 import trio
 
-from zfsfs.fs import wire
-from zfsfs.fs.asked import AttributesAsked, Context, FieldsAsked, Opened
+from zfsfs.errors import Missing
+from zfsfs.fs import control, wire
+from zfsfs.fs.asked import AttributesAsked, Context, FieldsAsked
 from zfsfs.fs.backing import Backings
 from zfsfs.fs.cold import TRUST, is_cold, is_cold_at, look_ahead, slow, warm, warm_listing
 from zfsfs.fs.control import FIRST_INODE
 from zfsfs.fs.handles import DirectoryHandle, FileHandle
-from zfsfs.fs.nodes import Node
+from zfsfs.fs.nodes import Node, stale
 from zfsfs.fs.operations import Operations
-from zfsfs.fs.own_operations import FIRST_OWN_HANDLE
+from zfsfs.fs.own_lane import WireOperations, answer, raw
+from zfsfs.fs.own_operations import FIRST_OWN_HANDLE, GROUPS
 from zfsfs.fs.passthrough import Passthrough
 from zfsfs.fs.tree import Tree
+from zfsfs.fs.unlocked import Asked
 
 log = logging.getLogger(__name__)
 
@@ -40,16 +43,6 @@ log = logging.getLogger(__name__)
 SILENT = b""
 #: What the kernel asks for before it writes into a file: writing takes capabilities away.
 _CAPABILITY = b"security.capability"
-
-
-class WireOperations(Operations):
-    """The same operations, with attributes as the kernel wants them."""
-
-    entry = staticmethod(wire.entry)  # type: ignore[assignment]
-    dot = staticmethod(wire.dot)  # type: ignore[assignment]
-    number = staticmethod(operator.attrgetter("shown"))
-    opened = Opened  # type: ignore[assignment]
-    add_entry = staticmethod(wire.add)  # type: ignore[assignment]
 
 
 class Answer(Protocol):
@@ -71,15 +64,9 @@ def _now(handler: Coroutine[Any, Any, Any]) -> Any:
     raise RuntimeError(f"{handler!r} waited in the fast lane")
 
 
-def _raw(handler: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Coroutine[Any, Any, Any]]:
-    """A handler without the translation of errors that pyfuse3 needs: the line does its own."""
-    wrapped: Callable[..., Coroutine[Any, Any, Any]] = handler.__wrapped__  # type: ignore[attr-defined]
-    return wrapped
-
-
-_setattr, _readlink, _mknod = _raw(Operations.setattr), _raw(Operations.readlink), _raw(Operations.mknod)
-_mkdir, _symlink, _link = _raw(Operations.mkdir), _raw(Operations.symlink), _raw(Operations.link)
-_unlink, _rmdir, _rename = _raw(Operations.unlink), _raw(Operations.rmdir), _raw(Operations.rename)
+_setattr, _readlink, _mknod = raw(Operations.setattr), raw(Operations.readlink), raw(Operations.mknod)
+_mkdir, _symlink, _link = raw(Operations.mkdir), raw(Operations.symlink), raw(Operations.link)
+_unlink, _rmdir, _rename = raw(Operations.unlink), raw(Operations.rmdir), raw(Operations.rename)
 
 
 def _name(body: memoryview) -> bytes:
@@ -153,6 +140,12 @@ class Lane:
 
     def lookup(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
         name = _name(body)
+        if ino < FIRST_INODE:
+            try:
+                found: Any = self._ops.found_at_once(ino, name)
+            except Missing:
+                return wire.absent(0)
+            return found  # type: ignore[no-any-return]
         node = self._ready(ino, ctx, name)
         if node is None:
             return None
@@ -234,9 +227,11 @@ class Lane:
 
     def mkdir(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
         name = _name(body[8:])
+        mode, ctx.umask = wire.TWO_U32.unpack_from(body)
+        if ino in GROUPS:
+            return self._begin(self._ops.making(ino, name, stat.S_IMODE(mode) & ~ctx.umask, ctx))
         if not self._begun(ino, ctx, name):
             return None
-        mode, ctx.umask = wire.TWO_U32.unpack_from(body)
         entry: bytes = _now(_mkdir(self._ops, ino, name, mode, ctx))
         return entry
 
@@ -279,10 +274,21 @@ class Lane:
 
     def _renamed(self, old: int, new: int, flags: int, ctx: Context, names: memoryview) -> bytes | None:
         old_name, new_name = bytes(names).split(b"\0")[:2]
+        if (old, new) == (control.BUILDS, control.RESULTS) and not flags & wire.RENAME_EXCHANGE:
+            return self._begin(self._ops.publishing(old_name, new_name, ctx))
         if not self._begun(old, ctx, old_name) or not self._begun(new, ctx, new_name):
             return None
         _now(_rename(self._ops, old, old_name, new, new_name, flags, ctx))
         return wire.DONE
+
+    def _begin(self, asked: Asked[Any]) -> bytes | None:
+        if self._ops.begin(asked):
+            raise stale()
+        return None
+
+    async def own(self, opcode: int, ino: int, ctx: Context, body: memoryview) -> bytes:
+        """The reply to one of `OWN` on the tree's own directories. Raises what the handlers do."""
+        return await answer(self._ops, opcode, ino, ctx, body)
 
     # Files.
 

@@ -38,6 +38,7 @@ from zfsfs.fs.asked import Context
 from zfsfs.fs.backing import Backings
 from zfsfs.fs.control import FIRST_INODE
 from zfsfs.fs.lane import HANDLERS, PREPARED, Handler, Lane
+from zfsfs.fs.own_lane import OWN
 
 _WANTED = (
     wire.ASYNC_READ | wire.ATOMIC_O_TRUNC | wire.BIG_WRITES | wire.DO_READDIRPLUS | wire.ASYNC_DIO
@@ -207,6 +208,8 @@ class Line:
         if not self._handle(handler, unique, ino, ctx, body):
             if ino >= FIRST_INODE and opcode in PREPARED and self._inside(opcode, body):
                 self._nursery.start_soon(self._later, bytes(self._view[:size]), ctx)
+            elif ino < FIRST_INODE and opcode in OWN:
+                self._nursery.start_soon(self._own, bytes(self._view[:size]), ctx)
             else:
                 self._pass(size)
             return False
@@ -232,6 +235,16 @@ class Line:
             if self._handle(self._handlers[opcode], unique, ino, ctx, body):
                 self._tell()
                 return
+
+    async def _own(self, request: bytes, ctx: Context) -> None:
+        """Answer a request on one of the tree's own directories."""
+        _, opcode, unique, ino, *_ = wire.HEADER.unpack_from(request)
+        try:
+            reply = await self.lane.own(opcode, ino, ctx, memoryview(request)[wire.HEADER_SIZE :])
+        except Exception as failure:
+            self._fail(opcode, unique, failure)
+            return
+        self.answer(unique, 0, b"" if reply is wire.DONE else reply)
 
     def _handle(self, handler: Handler, unique: int, ino: int, ctx: Context, body: memoryview) -> bool:
         """Answer a request, or hold the answer back until `_tell`; False when the lane leaves it."""

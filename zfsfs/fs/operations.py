@@ -10,15 +10,13 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Awaitable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from time import monotonic
 from typing import Any
 
 import pyfuse3
 
 from zfsfs.fs import control, status, who
-from zfsfs.fs.area import Area
 from zfsfs.fs.caller import Caller, error
 from zfsfs.fs.cold import is_cold, warm
 from zfsfs.fs.control import FIRST_INODE
@@ -26,7 +24,6 @@ from zfsfs.fs.handles import DirectoryHandle, FileHandle
 from zfsfs.fs.nodes import Node
 from zfsfs.fs.own_operations import FIRST_OWN_HANDLE, GROUPS, Attributes, OwnOperations
 from zfsfs.fs.replies import absent, answered
-from zfsfs.store.arriving import Arrive
 
 log = logging.getLogger(__name__)
 
@@ -176,15 +173,8 @@ class Operations(OwnOperations):
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext) -> Attributes:
         caller, mode = _caller(ctx), stat.S_IMODE(mode)
         if parent_inode in GROUPS:
-            mode &= ~ctx.umask
-
-            def begin(arrive: Arrive) -> Awaitable[Area]:
-                return self._tree.mkdir(GROUPS[parent_inode], name, mode, caller, arrive)
-
-            area = await self._unlocked.run("mkdir", ((parent_inode, name),), caller, begin)
-            entry = await self._root_of(area)
-            self._found(area)
-            return entry
+            asked = self.making(parent_inode, name, mode & ~ctx.umask, caller)
+            return await self._known(await self._unlocked.run(asked))
         parent = await self.changing(parent_inode, ctx)
         self._files.mkdir(parent, name, self._files.masked(parent, mode, ctx.umask), caller)
         return self._entry(parent, name, warm=True)
@@ -227,23 +217,9 @@ class Operations(OwnOperations):
         ctx: pyfuse3.RequestContext,
     ) -> None:
         if parent_inode_old < FIRST_INODE or parent_inode_new < FIRST_INODE:
-            if (parent_inode_old, parent_inode_new) == (control.BUILDS, control.RESULTS):
-                if flags & pyfuse3.RENAME_EXCHANGE:
-                    raise error(errno.EINVAL)
-                names = (parent_inode_old, name_old), (parent_inode_new, name_new)
-                publish = partial(self._tree.publish, name_old, name_new)
-                await self._unlocked.run("rename", names, _caller(ctx), publish)
-                return
-            if (parent_inode_old, parent_inode_new) == (control.BUILDS, control.FAILED):
-                await self._tree.failures.keep(name_old, name_new)
-                return
-            if (parent_inode_old, parent_inode_new) == (control.FAILED, control.BUILDS):
-                await self._tree.failures.reopen(name_old, name_new)
-                return
-            same = parent_inode_old == parent_inode_new or (
-                parent_inode_old < FIRST_INODE and parent_inode_new < FIRST_INODE
-            )
-            raise error(errno.EPERM if same else errno.EXDEV)
+            names = (parent_inode_old, name_old), (parent_inode_new, name_new)
+            await self._rename_own(*names, flags, _caller(ctx))
+            return
         old = await self.changing(parent_inode_old, ctx)
         new = await self.changing(parent_inode_new, ctx)
         self._files.rename(old, name_old, new, name_new, flags, _caller(ctx))

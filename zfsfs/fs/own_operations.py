@@ -11,18 +11,19 @@ import os
 import select
 import time
 from contextlib import suppress
+from typing import Any
 
 import pyfuse3
 
 from zfsfs.errors import Missing
 from zfsfs.fs import control
 from zfsfs.fs.area import Area
-from zfsfs.fs.caller import error
+from zfsfs.fs.caller import Caller, error
 from zfsfs.fs.control import Control, Own, Reader
 from zfsfs.fs.passthrough import Passthrough
 from zfsfs.fs.replies import answered, attributes, dot, own_attributes
 from zfsfs.fs.tree import BUILDS, CACHES, FAILED, RESULTS, Tree
-from zfsfs.fs.unlocked import Unlocked
+from zfsfs.fs.unlocked import Asked, Unlocked
 from zfsfs.fs.users import OWN
 from zfsfs.names import FAILED_BUILDS
 from zfsfs.threads import in_thread
@@ -39,6 +40,7 @@ class OwnOperations(pyfuse3.Operations):
 
     # How replies are laid out; the fast lane (lane.py) has its own.
     entry = staticmethod(attributes)
+    own_entry = staticmethod(own_attributes)
     dot = staticmethod(dot)
     number = staticmethod(operator.attrgetter("ino"))  # that stat(2) shows: with pyfuse3 there is but one
     opened = pyfuse3.FileInfo
@@ -63,7 +65,7 @@ class OwnOperations(pyfuse3.Operations):
     # Looking.
 
     def _own_attributes(self, own: Own) -> Attributes:
-        return own_attributes(own.ino, own.entry.facts(), self._born, passing=own.passing)
+        return self.own_entry(own.ino, own.entry.facts(), self._born, passing=own.passing)
 
     @staticmethod
     async def _grown(own: Own) -> None:
@@ -87,7 +89,21 @@ class OwnOperations(pyfuse3.Operations):
             own.lookups += 1
             await self._grown(own)
             return self._own_attributes(own)
+        return await self._known(self._tree.find(GROUPS[parent], name))
+
+    def found_at_once(self, parent: int, name: bytes) -> Attributes | None:
+        """The answer to a lookup in a group; None where something has to be waited for. Raises Missing."""
+        if parent not in GROUPS or (parent, name) == (control.BUILDS, FAILED_BUILDS) or self._tree.stopped:
+            return None
         area = self._tree.find(GROUPS[parent], name)
+        if area.view is None:
+            return None
+        entry = self.entry(area.root, os.fstat(area.fd))
+        self._found(area)
+        return entry
+
+    async def _known(self, area: Area) -> Attributes:
+        """The root of an area, which the kernel will know."""
         entry = await self._root_of(area)
         self._found(area)
         return entry
@@ -95,6 +111,48 @@ class OwnOperations(pyfuse3.Operations):
     def _found(self, area: Area) -> None:
         area.root.lookups += 1
         self._by_ino[area.root.ino] = area.root
+
+    # Verbs on the groups. What they mean: the fast lane begins the same.
+
+    def making(self, group: int, name: bytes, mode: int, caller: Caller) -> Asked[Area]:
+        """mkdir in a group. `mode` is what is left of it by the umask."""
+        tree, where = self._tree, GROUPS[group]
+        return Asked(
+            "mkdir",
+            ((group, name),),
+            caller,
+            lambda arrive: tree.mkdir(where, name, mode, caller, arrive),
+            lambda: tree.may_make(where, name),
+        )
+
+    def publishing(self, old: bytes, new: bytes, caller: Caller) -> Asked[None]:
+        """mv builds/OLD results/NEW."""
+        tree = self._tree
+        return Asked(
+            "rename",
+            ((control.BUILDS, old), (control.RESULTS, new)),
+            caller,
+            lambda arrive: tree.publish(old, new, arrive),
+            lambda: tree.may_publish(old, new),
+        )
+
+    def begin(self, asked: Asked[Any]) -> bool:
+        """Begin one of these, if that is all that its first request is answered with."""
+        return self._unlocked.begin(asked)
+
+    async def _rename_own(self, old: tuple[int, bytes], new: tuple[int, bytes], flags: int, caller: Caller) -> None:
+        groups = old[0], new[0]
+        if groups == (control.BUILDS, control.RESULTS):
+            if flags & pyfuse3.RENAME_EXCHANGE:
+                raise error(errno.EINVAL)
+            await self._unlocked.run(self.publishing(old[1], new[1], caller))
+        elif groups == (control.BUILDS, control.FAILED):
+            await self._tree.failures.keep(old[1], new[1])
+        elif groups == (control.FAILED, control.BUILDS):
+            await self._tree.failures.reopen(old[1], new[1])
+        else:
+            same = old[0] == new[0] or max(groups) < control.FIRST_INODE
+            raise error(errno.EPERM if same else errno.EXDEV)
 
     # Open files and directories.
 

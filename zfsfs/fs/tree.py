@@ -9,29 +9,28 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import stat
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from zfsfs.config import CacheRules
 from zfsfs.driver import View
-from zfsfs.errors import Busy, Exists, InvalidName, Missing, Refused, Stopped, ZfsfsError
+from zfsfs.errors import Busy, Exists, InvalidName, Missing, Stopped, ZfsfsError
 from zfsfs.fs.area import Area
 from zfsfs.fs.caller import Caller, error
 from zfsfs.fs.control import FIRST_INODE
 from zfsfs.fs.failures import Failures
 from zfsfs.fs.holders import Holder, Wanted, holders
-from zfsfs.fs.nodes import NEVER, NodeTable, stale
-from zfsfs.fs.permission import READ, WRITE, permits
+from zfsfs.fs.nodes import NodeTable, stale
+from zfsfs.fs.permission import WRITE, permits
 from zfsfs.fs.places import BuildPlace, CachePlace, FailedPlace, Place, ResultPlace
 from zfsfs.fs.quiet import closed, not_native, not_written
 from zfsfs.fs.rules import CacheRuling
 from zfsfs.fs.sessions import Sessions
 from zfsfs.fs.sharing import Shared
+from zfsfs.fs.starting import start_build
 from zfsfs.fs.troubles import Troubles
 from zfsfs.fs.users import BUILD, Users
 from zfsfs.names import FAILED_BUILDS, BuildId, BuildName, CacheName, Dataset, SessionName, Snapshot
@@ -112,7 +111,7 @@ class Tree:
             if group == BUILDS:
                 return self.build(name)
             if group == RESULTS:
-                return self._result(BuildId(name))
+                return self.result(BuildId(name))
             if group == FAILED:
                 return self.failures.find(BuildId(name))
             return self.sessions.area(SessionName.parse(name))
@@ -127,7 +126,8 @@ class Tree:
             raise Missing(f"{build.id} is not being built")
         return area
 
-    def _result(self, ident: BuildId) -> Area:
+    def result(self, ident: BuildId) -> Area:
+        """The area of a result. Raises Missing."""
         if self.store.builds.result(ident) is None:
             raise Missing(f"there is no result {ident}")
         area = self._results.get(ident)
@@ -205,7 +205,7 @@ class Tree:
         owner = (caller.uid, caller.gid)
         if group == BUILDS:
             with self.users.taking(BUILD, caller.uid):
-                return await self._start_build(BuildName.parse(name), mode, caller, arrive)
+                return await start_build(self, BuildName.parse(name), mode, caller, arrive)
         if group == CACHES:
             session = SessionName.parse(name)
             if session.label is not None:
@@ -215,44 +215,15 @@ class Tree:
             return self.sessions.area(session)
         raise error(errno.EPERM)
 
-    async def _start_build(self, build: BuildName, mode: int, caller: Caller, arrive: Arrive) -> Area:
-        if build.base is not None and self.store.builds.result(build.base) is not None:
-            base = self._result(build.base)
-            if base.view is None:
-                await self.ready(base)
-            if not permits(base.fd, READ, caller.uid, caller.groups()):
-                raise Refused(f"user {caller.uid} may not read the result {build.base}", errno.EACCES)
-        user = caller
-        if build.builder:
-            if self.builders is None:
-                raise Missing(f"there is no builder {build.builder}")
-            user = self.builders.user(build.builder, caller)
-        info, view = await self.store.builds.begin(build, (user.uid, user.gid), mode)
-        area = Area(self.table, BuildPlace(build, info.created, caller.uid))
-        area.attach(view)
-        area.root.warm = NEVER if build.base else monotonic()
-        try:
-            self._give_root(view.fd, user)
-            guid = await self.store.builds.guid(build.id) if build.builder else 0
-            await arrive()
-        except BaseException:
-            await close_view(area.detach())
-            with trio.CancelScope(shield=True):
-                await self.store.builds.discard(build.id)
-            raise
-        self.table.hold(area.root)
-        self.builds[build.id] = area
-        if self.builders is not None and build.builder:
-            self.builders.begin(area, build.builder, user, caller, guid)
-        return area
-
-    @staticmethod
-    def _give_root(fd: int, caller: Caller) -> None:
-        """A build on another's result belongs to who started it, or only the other could publish or remove it."""
-        root = os.fstat(fd)
-        if caller.uid and root.st_uid != caller.uid:
-            os.fchown(fd, caller.uid, -1)
-            os.fchmod(fd, stat.S_IMODE(root.st_mode))  # chown has cleared set-uid and set-gid
+    def may_make(self, group: bytes, name: bytes) -> None:
+        """Raises what `mkdir` would, as far as it is known."""
+        self.running()
+        if group == BUILDS:
+            self.store.builds.may_begin(BuildName.parse(name))
+        elif group == CACHES:
+            self.store.caches.may_create(SessionName.parse(name).cache)
+        else:
+            raise error(errno.EPERM)
 
     async def rmdir(self, group: bytes, name: bytes) -> None:
         """Discard a build or session, delete a result or cache."""
@@ -272,9 +243,8 @@ class Tree:
             session = SessionName.parse(name)
             await (self.sessions.delete(session.cache) if session.label is None else self.sessions.discard(session))
 
-    async def publish(self, old: bytes, new: bytes, arrive: Arrive = at_once) -> None:
-        """mv builds/ID[@BASE] results/ID; `arrive` is awaited before that shows. Raises Missing, Exists, Busy (a file
-        is open for writing), InvalidName (another id), NoSpace."""
+    def may_publish(self, old: bytes, new: bytes) -> Area:
+        """The build's area. Raises what `publish` would, as far as it is known."""
         self.running()
         area = self.find(BUILDS, old)
         build, target = _build(area), BuildId(new)
@@ -284,6 +254,13 @@ class Tree:
             raise Exists(f"there is a result {target} already")
         if build.run is not None and not build.run.success:
             raise Busy(f"build {target} is its builder's to publish")
+        return area
+
+    async def publish(self, old: bytes, new: bytes, arrive: Arrive = at_once) -> None:
+        """mv builds/ID[@BASE] results/ID; `arrive` is awaited before that shows. Raises Missing, Exists, Busy (a file
+        is open for writing), InvalidName (another id), NoSpace."""
+        area = self.may_publish(old, new)
+        build, target = _build(area), BuildId(new)
         await not_native(area)
         await not_written(area, f"{target} can't be published")
         area.read_only = True  # before the snapshot: what it holds is what the result shows

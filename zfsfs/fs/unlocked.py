@@ -12,6 +12,8 @@ Guarantees
   when that comes: until then the kernel looks for what was there before, with its locks held.
 - What fails is tried anew by the second request, with the locks held: by then the kernel may have ended the call by
   itself, and the request be another call's.
+- What is known to be refused is refused by the first request; but who wants what another is making waits for that,
+  and then finds it.
 - Nobody waits for what can't come: who asks a second time without having asked for the group (with a working
   directory in it, or where the group alone is mounted) waits as if nothing of this were here.
 
@@ -24,7 +26,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from itertools import islice
+from typing import Any, Generic, TypeVar
 
 import trio
 
@@ -41,26 +44,39 @@ T = TypeVar("T")
 #: Seconds between two looks whether the caller is still there, and for which it is waited for in all.
 PAUSE = 1.0
 PATIENCE = 60.0
+#: How many that failed are looked at when one is begun, whether their callers are there.
+FEW = 2
 
 #: A name in a directory, by the directory's number.
 Name = tuple[int, bytes]
 
 
-@dataclass(eq=False, slots=True)
-class _Verb:
+@dataclass(frozen=True, slots=True)
+class Asked(Generic[T]):
+    """A verb on names in groups, which together with who asks tell it from others; `refused` raises where it is known
+    that the verb would."""
+
     what: str
     names: tuple[Name, ...]
     caller: Caller
+    verb: Callable[[Arrive], Awaitable[T]]
+    refused: Callable[[], object] = lambda: None
+
+    def is_same(self, other: Asked[Any]) -> bool:
+        """Whether the other is the same, asked for again."""
+        mine, others = (self.what, self.names, self.caller.uid), (other.what, other.names, other.caller.uid)
+        return mine == others
+
+
+@dataclass(eq=False, slots=True)
+class _Verb:
+    asked: Asked[Any]
     ready: trio.Event = field(default_factory=trio.Event)  # there is nothing more to wait for
     again: trio.Event = field(default_factory=trio.Event)  # it was asked for a second time, or will not be
     over: trio.Event = field(default_factory=trio.Event)
     given_up: bool = False
     failed: bool = False
     result: Any = None
-
-    def is_same(self, what: str, names: tuple[Name, ...], caller: Caller) -> bool:
-        """Whether this is what is asked for."""
-        return (self.what, self.names, self.caller.uid) == (what, names, caller.uid)
 
 
 class Unlocked:
@@ -73,36 +89,51 @@ class Unlocked:
         self._closing = False
         self.nursery: trio.Nursery
 
-    async def run(
-        self, what: str, names: tuple[Name, ...], caller: Caller, verb: Callable[[Arrive], Awaitable[T]]
-    ) -> T:
-        """What the verb returns or raises; ESTALE when its request is to come again. `what` and `names` tell it from
-        the caller's others."""
-        mine = self._by_thread.pop(caller.pid, None)
+    def begin(self, asked: Asked[Any]) -> bool:
+        """Begin a verb, where this is the first of two requests: its answer is ESTALE. Raises what `refused` does."""
+        pid = asked.caller.pid
+        if pid in self._by_thread:
+            if self._by_thread[pid].asked.is_same(asked):
+                return False
+            # Another call: the thread does not come back for the first.
+            other = self._by_thread.pop(pid)
+            other.given_up = True
+            other.again.set()
+        if self._closing or pid <= 0 or not runs(pid):
+            return False
+        earlier = [each for each in self._under_way if not set(each.asked.names).isdisjoint(asked.names)]
+        if not earlier:
+            asked.refused()
+        self._drop_old()
+        mine = self._by_thread[pid] = _Verb(asked)
+        self._under_way.append(mine)
+        self.nursery.start_soon(self._carry_out, mine, earlier)
+        return True
+
+    async def run(self, asked: Asked[T]) -> T:
+        """What the verb returns or raises; ESTALE when its request is to come again."""
+        if self.begin(asked):
+            raise stale()
+        mine = self._by_thread.pop(asked.caller.pid, None)
         if mine is not None:
-            mine.given_up = not mine.is_same(what, names, caller)
             mine.again.set()
-            if not mine.given_up:
-                await mine.over.wait()
-                if mine.failed:
-                    return await verb(at_once)
+            await mine.over.wait()
+            if not mine.failed:
                 result: T = mine.result
                 return result
-        if self._closing or caller.pid <= 0 or not runs(caller.pid):
-            return await verb(at_once)
-        self._drop_old()
-        mine = _Verb(what, names, caller)
-        earlier = [each for each in self._under_way if not set(each.names).isdisjoint(names)]
-        self._by_thread[caller.pid] = mine
-        self._under_way.append(mine)
-        self.nursery.start_soon(self._carry_out, mine, earlier, verb)
-        raise stale()
+        return await asked.verb(at_once)
 
     def _drop_old(self) -> None:
-        """Forget of what threads that are gone failed to do."""
-        for pid, each in list(self._by_thread.items()):
-            if each.over.is_set() and not runs(pid):
-                del self._by_thread[pid]
+        """Forget of what threads failed to do that are gone: a few, to take no longer the more there are."""
+        for pid, each in list(islice(self._by_thread.items(), FEW)):
+            del self._by_thread[pid]
+            if not each.over.is_set() or runs(pid):
+                self._by_thread[pid] = each  # as the last one
+
+    def waits(self, pid: int) -> bool:
+        """Whether `looked_up` would have something to wait for."""
+        mine = self._by_thread.get(pid)
+        return mine is not None and not mine.ready.is_set()
 
     async def looked_up(self, pid: int) -> None:
         """A thread looks up a group: wait for its verb, if it has begun one."""
@@ -110,25 +141,23 @@ class Unlocked:
         if mine is not None:
             await mine.ready.wait()
 
-    async def _carry_out(
-        self, mine: _Verb, earlier: list[_Verb], verb: Callable[[Arrive], Awaitable[object]]
-    ) -> None:
+    async def _carry_out(self, mine: _Verb, earlier: list[_Verb]) -> None:
         try:
             if earlier:
                 await self._wait_for(earlier, mine)
             try:
-                mine.result = await verb(lambda: self._arrive(mine))
+                mine.result = await mine.asked.verb(lambda: self._arrive(mine))
             except Exception as failure:
-                log.debug("%s of %s: %s", mine.what, mine.names, failure)
+                log.debug("%s of %s: %s", mine.asked.what, mine.asked.names, failure)
                 mine.failed = True
                 mine.ready.set()
         finally:
             self._under_way.remove(mine)
             mine.over.set()
         if mine.given_up and not mine.failed and not self._closing:
-            log.info("%s of %s: whoever asked for it has gone", mine.what, mine.names)
+            log.info("%s of %s: whoever asked for it has gone", mine.asked.what, mine.asked.names)
             # In a thread: the kernel may hold the directory's lock for a request to us.
-            await in_thread(self._look_again, mine.names, abandon_on_cancel=True)
+            await in_thread(self._look_again, mine.asked.names, abandon_on_cancel=True)
 
     async def _wait_for(self, earlier: list[_Verb], mine: _Verb) -> None:
         """Let verbs on the same names go first; but not when the kernel holds the lock that they need to end."""
@@ -140,12 +169,13 @@ class Unlocked:
 
             nursery.start_soon(asked_again)
             for each in earlier:
-                await each.over.wait()
+                if not each.over.is_set():
+                    await each.over.wait()
             nursery.cancel_scope.cancel()
 
     async def _arrive(self, mine: _Verb) -> None:
         mine.ready.set()
-        pid, end = mine.caller.pid, trio.current_time() + PATIENCE
+        pid, end = mine.asked.caller.pid, trio.current_time() + PATIENCE
         while not mine.again.is_set() and trio.current_time() < end and runs(pid):
             with trio.move_on_after(PAUSE):
                 await mine.again.wait()

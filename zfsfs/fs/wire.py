@@ -10,6 +10,8 @@ import os
 import time
 from struct import Struct
 
+from zfsfs.fs.area import FOREVER
+from zfsfs.fs.control import Facts
 from zfsfs.fs.nodes import Node
 
 # Requests.
@@ -56,6 +58,7 @@ AUTO_INVAL_DATA, HANDLE_KILLPRIV_V2, INIT_EXT, PASSTHROUGH = 1 << 12, 1 << 28, 1
 DIRECT_IO, KEEP_CACHE, CACHE_DIR, BACKED = 1, 2, 8, 128  # of OPENED
 
 NOTIFY_POLL = 1
+RENAME_EXCHANGE = 2
 
 # What SETATTR sets.
 (MODE, UID, GID, SIZE, ATIME, MTIME, HANDLE, ATIME_NOW, MTIME_NOW) = (1 << bit for bit in range(9))
@@ -104,6 +107,19 @@ def entry(node: Node, st: os.stat_result) -> bytes:
         st.st_rdev & 0xFFFFFFFF,
         st.st_blksize,
         0,
+    )
+
+
+def own(ino: int, facts: Facts, born: int, *, passing: bool) -> bytes:
+    """A directory or file of the tree's own; the kernel keeps the names of what stays and directories' attributes."""
+    folder = facts.mode & 0o170000 == 0o040000
+    kept = 0 if passing else FOREVER
+    uid, gid = facts.owner or (os.geteuid(), os.getegid())
+    seconds, fraction = divmod(born if facts.changed is None else int(facts.changed * 1e9), _SECOND)
+    times = (seconds, seconds, seconds, fraction, fraction, fraction)
+    links = 2 if folder else 1
+    return _ENTRY.pack(
+        ino, 0, kept, kept if folder else 0, 0, 0, ino, facts.size, 0, *times, facts.mode, links, uid, gid, 0, 4096, 0
     )
 
 

@@ -186,20 +186,23 @@ class Builds:
         view.close()
         return build
 
-    async def begin(self, name: BuildName, owner: tuple[int, int], mode: int) -> tuple[BuildInfo, View]:
-        """Start a build, from nothing or as a clone of its base; what a crash left of it is cleared first. The view,
-        a writable one, is the caller's to close.
-
-        Raises Exists (it is a result, is being built or started), Missing (no such base), Busy (a result is based
-        on what is left over), and what the verbs raise.
-        """
+    def may_begin(self, name: BuildName) -> None:
+        """Raises Exists (it is a result, is being built or started), Missing (no such base)."""
         ident, base = name.id, name.base
         if ident in self._results or ident in self._running or ident in self._flying:
             kind = "a result" if ident in self._results else "being built"
             raise Exists(f"{ident} is {kind}")
         if base is not None and (base not in self._results or base in self._flying):
             raise Missing(f"{base} is no result")
-        dataset = result(ident)
+
+    async def begin(self, name: BuildName, owner: tuple[int, int], mode: int) -> tuple[BuildInfo, View]:
+        """Start a build, from nothing or as a clone of its base; what a crash left of it is cleared first. The view,
+        a writable one, is the caller's to close.
+
+        Raises what `may_begin` does, Busy (a result is based on what is left over), and what the verbs raise.
+        """
+        self.may_begin(name)
+        ident, base, dataset = name.id, name.base, result(name.id)
         with self._flight(ident, base):
             try:
                 await in_thread(self._make, dataset, base)

@@ -94,13 +94,17 @@ class Caches:
             raise Missing(f"there is no cache {name}")
         return entry
 
-    async def create(self, name: CacheName, owner: tuple[int, int], mode: int, arrive: Arrive = at_once) -> CacheInfo:
-        """Make an empty cache. `arrive` is awaited when it is there, before the tables say so. Raises Exists,
-        InvalidName (too long for ZFS), and what the verbs raise."""
+    def may_create(self, name: CacheName) -> None:
+        """Raises Exists, Busy (what is left of it has to be repaired)."""
         if name in self._entries or name in self._creating:
             raise Exists(f"the cache {name} exists")
         if name in self._broken:
             raise Busy(f"the cache {name} has to be repaired first: {self._said.get(name, 'see the events')}")
+
+    async def create(self, name: CacheName, owner: tuple[int, int], mode: int, arrive: Arrive = at_once) -> CacheInfo:
+        """Make an empty cache. `arrive` is awaited when it is there, before the tables say so. Raises Exists,
+        InvalidName (too long for ZFS), and what the verbs raise."""
+        self.may_create(name)
         made = junk(self._numbers.take(), name.escaped())
         self._creating.add(name)
         try:

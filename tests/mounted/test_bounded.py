@@ -93,6 +93,48 @@ def test_a_call_that_waits_delays_no_other_request(unmounted, tmp_path, call, ac
     subprocess.run(["rm", "-rf", tree / "builds/slow"], check=True)
 
 
+def begin_slow(tree: Mounted) -> None:
+    os.mkdir(tree / "builds/begun")
+
+
+def discard_slow(tree: Mounted) -> None:
+    os.rmdir(tree / "builds/slow")
+
+
+def delete_done(tree: Mounted) -> None:
+    os.rmdir(tree / "results/done")
+
+
+VERBS = [("create", begin_slow), ("snapshot", publish_slow), ("rename", discard_slow), ("rename", delete_done)]
+
+
+@pytest.mark.parametrize(("call", "action"), VERBS)
+def test_a_verb_that_waits_delays_none_of_the_others_in_its_group(unmounted, tmp_path, call, action):
+    for name in ("entered", "go"):
+        os.mkfifo(tmp_path / name)
+    tree = unmounted
+    mount(tree, call, tmp_path)
+    publish(tree, "done")
+    os.mkdir(tree / "builds/slow")
+    os.mkdir(tree / "builds/other")
+    with stopped(tmp_path, action, tree) as thread:
+        publish(tree, "next")
+        os.rmdir(tree / "results/next")
+        os.rmdir(tree / "builds/other")
+        # What is under way shows when it is at its end.
+        assert os.listdir(tree / "builds") == ["slow"]
+        assert os.listdir(tree / "results") == ["done"]
+        assert os.stat(tree / "builds/slow").st_nlink == os.stat(tree / "results/done").st_nlink == 2
+        assert thread.is_alive()
+    left = {begin_slow: ["begun", "slow"], delete_done: ["slow"]}.get(action, [])
+    assert sorted(os.listdir(tree / "builds")) == left
+    for name in left:
+        os.rmdir(tree / "builds" / name)
+    done = {publish_slow: ["done", "slow"], delete_done: []}.get(action, ["done"])
+    assert sorted(os.listdir(tree / "results")) == done
+    tree.closed()
+
+
 def test_who_comes_while_others_are_looked_for_keeps_the_session(unmounted, tmp_path):
     for name in ("entered", "go"):
         os.mkfifo(tmp_path / name)

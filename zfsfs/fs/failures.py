@@ -118,12 +118,12 @@ class Failures:
 
     async def forget(self, ident: BuildId) -> None:
         """Delete a failed build; what is open in it goes on working."""
-        area, verb = self._areas.get(ident), self._tree.store.builds.forget
+        area, forget = self._areas.get(ident), self._tree.store.builds.forget
         if area is None:
-            await verb(ident)
+            await forget(ident)
         else:
             await not_native(area)
-            await self._tree.remove(area, verb(ident))
+            await self._tree.remove(area, lambda view: forget(ident, view))
         await self._let_go(ident)
 
     async def _let_go(self, ident: BuildId) -> None:

@@ -32,7 +32,7 @@ from zfsfs.fs.handles import DirectoryHandle, FileHandle
 from zfsfs.fs.nodes import Node, stale
 from zfsfs.fs.operations import Operations
 from zfsfs.fs.own_lane import WireOperations, answer, raw
-from zfsfs.fs.own_operations import FIRST_OWN_HANDLE, GROUPS
+from zfsfs.fs.own_operations import FIRST_OWN_HANDLE, GROUPS, REMOVABLE
 from zfsfs.fs.passthrough import Passthrough
 from zfsfs.fs.tree import Tree
 from zfsfs.fs.unlocked import Asked
@@ -259,6 +259,8 @@ class Lane:
 
     def rmdir(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
         name = _name(body)
+        if ino in REMOVABLE:
+            return self._begin(self._ops.removing(ino, name, ctx))
         if not self._begun(ino, ctx, name):
             return None
         _now(_rmdir(self._ops, ino, name, ctx))

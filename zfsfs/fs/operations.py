@@ -202,7 +202,7 @@ class Operations(OwnOperations):
     @answered
     async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         if parent_inode in GROUPS:
-            await self._tree.rmdir(GROUPS[parent_inode], name)
+            await self._rmdir_own(parent_inode, name, _caller(ctx))
         else:
             self._files.rmdir(await self.changing(parent_inode, ctx), name)
 

@@ -29,6 +29,8 @@ from zfsfs.names import FAILED_BUILDS
 from zfsfs.threads import in_thread
 
 GROUPS = {control.BUILDS: BUILDS, control.RESULTS: RESULTS, control.CACHES: CACHES, control.FAILED: FAILED}
+#: Where rmdir waits outside the kernel's locks, see `removing`.
+REMOVABLE = (control.BUILDS, control.RESULTS)
 #: Handles of the tree's own files and directories start here; those of areas are descriptors.
 FIRST_OWN_HANDLE = 1 << 32
 
@@ -79,8 +81,13 @@ class OwnOperations(pyfuse3.Operations):
                 await in_thread(pyfuse3.notify_store, own.ino, size - 1, b"\n", abandon_on_cancel=True)
 
     async def _root_of(self, area: Area) -> Attributes:
-        if area.view is None:
+        if area.view is None and area.last is None:
             await self._tree.ready(area)
+        return self._root_at_once(area)
+
+    def _root_at_once(self, area: Area) -> Attributes:
+        if area.view is None and area.last is not None:
+            return self.entry(area.root, area.last)
         return self.entry(area.root, os.fstat(area.fd))
 
     async def _lookup_own(self, parent: int, name: bytes) -> Attributes:
@@ -96,9 +103,9 @@ class OwnOperations(pyfuse3.Operations):
         if parent not in GROUPS or (parent, name) == (control.BUILDS, FAILED_BUILDS) or self._tree.stopped:
             return None
         area = self._tree.find(GROUPS[parent], name)
-        if area.view is None:
+        if area.view is None and area.last is None:
             return None
-        entry = self.entry(area.root, os.fstat(area.fd))
+        entry = self._root_at_once(area)
         self._found(area)
         return entry
 
@@ -135,6 +142,23 @@ class OwnOperations(pyfuse3.Operations):
             lambda arrive: tree.publish(old, new, arrive),
             lambda: tree.may_publish(old, new),
         )
+
+    def removing(self, group: int, name: bytes, caller: Caller) -> Asked[None]:
+        """rmdir in builds/ or results/. In caches/ the kernel's lock is held: what waits there would wait for it."""
+        tree, where = self._tree, GROUPS[group]
+        return Asked(
+            "rmdir",
+            ((group, name),),
+            caller,
+            lambda arrive: tree.rmdir(where, name, arrive),
+            lambda: tree.may_remove(where, name),
+        )
+
+    async def _rmdir_own(self, group: int, name: bytes, caller: Caller) -> None:
+        if group in REMOVABLE:
+            await self._unlocked.run(self.removing(group, name, caller))
+        else:
+            await self._tree.rmdir(GROUPS[group], name)
 
     def begin(self, asked: Asked[Any]) -> bool:
         """Begin one of these, if that is all that its first request is answered with."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -225,8 +225,16 @@ class Tree:
         else:
             raise error(errno.EPERM)
 
-    async def rmdir(self, group: bytes, name: bytes) -> None:
-        """Discard a build or session, delete a result or cache."""
+    def may_remove(self, group: bytes, name: bytes) -> None:
+        """Raises what `rmdir` would, as far as it is known."""
+        self.running()
+        place = self.find(group, name).place
+        if isinstance(place, ResultPlace):
+            self.store.builds.may_delete(place.id)
+
+    async def rmdir(self, group: bytes, name: bytes, arrive: Arrive = at_once) -> None:
+        """Discard a build or session, delete a result or cache. In builds/ and results/ `arrive` is awaited before
+        its name is gone; until then that shows as it was, but is not looked into any more."""
         self.running()
         area = self.find(group, name)
         if isinstance(area.place, BuildPlace) and area.place.run is not None and area.place.run.ended is None:
@@ -234,9 +242,9 @@ class Tree:
             return
         await not_native(area)
         if group == BUILDS:
-            await self._discard_build(area)
+            await self._discard_build(area, arrive)
         elif group == RESULTS:
-            await self._delete_result(area)
+            await self._delete_result(area, arrive)
         elif group == FAILED:
             await self.failures.forget(BuildId(name))
         else:
@@ -291,31 +299,37 @@ class Tree:
         self._lingering.discard(area)
         await self._discard_build(area)
 
-    async def _discard_build(self, area: Area) -> None:
+    async def _discard_build(self, area: Area, arrive: Arrive = at_once) -> None:
         build = _build(area)
         await closed(area)
         build.discarded = True
-        build.grave = await self.remove(area, self.store.builds.discard(build.name.id))
+        build.grave = await self.remove(area, lambda view: self.store.builds.discard(build.name.id, arrive, view))
         if self.builds.pop(build.name.id, None) is not None:
             self.users.give(BUILD, build.uid)
         await self.end(area)
 
-    async def _delete_result(self, area: Area) -> None:
+    async def _delete_result(self, area: Area, arrive: Arrive) -> None:
         place = area.place
         assert isinstance(place, ResultPlace)
         await closed(area)
-        place.grave = await self.remove(area, self.store.builds.delete(place.id))
+        place.grave = await self.remove(area, lambda view: self.store.builds.delete(place.id, arrive, view))
         place.deleted = True
         self._results.pop(place.id, None)
         self.table.hold(area.root)
         await self.end(area)
 
-    async def remove(self, area: Area, verb: Coroutine[Any, Any, Dataset | None]) -> Dataset | None:
-        """Let a verb give up what is behind an area. Nothing that is open in it is disturbed."""
-        await close_view(None if area.opens else area.detach())
+    async def remove(self, area: Area, verb: Callable[[View | None], Awaitable[Dataset | None]]) -> Dataset | None:
+        """Let a verb give up what is behind an area, and close the view of it. Nothing that is open in it is
+        disturbed."""
+        view = None
+        if area.view is not None and not area.opens:
+            area.last = os.fstat(area.fd)
+            view = area.detach()
         try:
-            return await verb
+            return await verb(view)
         except BaseException:
+            area.last = None
+            await close_view(view)
             if isinstance(area.place, BuildPlace):
                 area.place.discarded = False  # and is looked into again as soon as somebody wants to
             raise

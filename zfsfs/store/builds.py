@@ -39,6 +39,7 @@ from zfsfs.store.layout import (
 )
 from zfsfs.store.reaper import Reaper, bury
 from zfsfs.store.roots import give_root
+from zfsfs.store.views import close_view
 from zfsfs.threads import in_thread
 
 
@@ -250,14 +251,14 @@ class Builds:
     def _busy_datasets(self) -> set[Dataset]:
         return {result(each) for each in (*self._running, *self._flying)}
 
-    async def _entomb(self, datasets: list[Dataset]) -> Dataset:
+    async def _entomb(self, datasets: list[Dataset], view: View | None = None) -> Dataset:
         """Give datasets up, clones first: each becomes rubbish by one rename, and is destroyed by and by. Returns
-        what the last of them is called now."""
+        what the last of them is called now; `view` is one of that, and is closed before."""
         assert datasets
         for dataset in datasets:
             # A crash between two of them: what is based on a result is given up and the result is still there.
             grave = await in_thread(bury, self._driver, dataset, self._numbers.take(), former_leaf(dataset))
-            self._reaper.add(grave, with_foreign=True)
+            self._reaper.add(grave, with_foreign=True, view=view if dataset == datasets[-1] else None)
         return grave
 
     async def publish(self, id: BuildId, arrive: Arrive = at_once) -> ResultInfo:
@@ -281,8 +282,9 @@ class Builds:
         self._events.append("published", str(id), f"build {id} is published")
         return found
 
-    async def discard(self, id: BuildId) -> Dataset:
-        """A build has failed: it is gone, and destroyed as soon as nothing holds it. Returns what its dataset is
+    async def discard(self, id: BuildId, arrive: Arrive = at_once, view: View | None = None) -> Dataset:
+        """A build has failed: it is gone, and destroyed as soon as nothing holds it. `arrive` is awaited before the
+        tables say so. `view` is one of it: it is closed in time, unless this raises. Returns what its dataset is
         called until then.
 
         Raises Missing, Busy (something else is done with it), and what the verb raises: the build then goes on.
@@ -293,7 +295,8 @@ class Builds:
             raise Missing(f"{id} is not being built")
         with self._flight(id):
             # One verb: a crash before it leaves a left-over, a crash after it rubbish.
-            grave = await self._entomb([build.dataset])
+            grave = await self._entomb([build.dataset], view)
+            await arrive()
             del self._running[id]
         self._events.append("discarded", str(id), f"build {id} is discarded")
         return grave
@@ -347,37 +350,41 @@ class Builds:
         self._events.append("reopened", str(id), f"failed build {id} is opened again")
         return build
 
-    async def forget(self, id: BuildId) -> Dataset:
-        """Delete a failed build. Returns what its dataset is called until it is destroyed. Raises Missing, Busy."""
+    async def forget(self, id: BuildId, view: View | None = None) -> Dataset:
+        """Delete a failed build. Returns what its dataset is called until it is destroyed; `view` is as in `discard`.
+        Raises Missing, Busy."""
         self._not_flying(id)
         kept = self._failed.get(id)
         if kept is None:
             raise Missing(f"{id} is no failed build")
         with self._flight(id):
             # One verb: a crash before it leaves the failed build, a crash after it rubbish.
-            grave = await self._entomb([kept.dataset])
+            grave = await self._entomb([kept.dataset], view)
             del self._failed[id]
         self._events.append("failed-deleted", str(id), f"failed build {id} is deleted", guid=kept.guid)
         return grave
 
-    async def delete(self, id: BuildId) -> Dataset | None:
-        """Delete a result; unregistered clones of it (a crash's) and foreign snapshots go with it. Whatever else
-        needs it (a hold, a clone elsewhere, who looks into it) delays only that its space comes back. Returns what
-        its dataset is called until then.
-
-        Raises Missing, Busy (a registered result or a running build is based on it), and what the verbs raise: the
-        result is then still there.
-        """
+    def may_delete(self, id: BuildId) -> None:
+        """Raises Missing, Busy (a registered result or a running build is based on it, or something else is done
+        with it)."""
         self._not_flying(id)
-        found = self._results.get(id)
-        if found is None:
+        if id not in self._results:
             raise Missing(f"{id} is no result")
         based = [each.id for each in self._results.values() if each.base == id]
         based += [each.id for each in self._running.values() if each.base == id]
         based += [each for each, base in self._flying.items() if base == id]
         if based:
             raise Busy(f"{id} is the base of {', '.join(sorted(map(str, based)))}")
-        grave = None
+
+    async def delete(self, id: BuildId, arrive: Arrive = at_once, view: View | None = None) -> Dataset | None:
+        """Delete a result; unregistered clones of it (a crash's) and foreign snapshots go with it. Whatever else
+        needs it (a hold, a clone elsewhere, who looks into it) delays only that its space comes back. `arrive` and
+        `view` are as for `discard`. Returns what its dataset is called until then.
+
+        Raises what `may_delete` does, and what the verbs raise: the result is then still there.
+        """
+        self.may_delete(id)
+        found, grave = self._results[id], None
         with self._flight(id):
             running = self._busy_datasets()
             info = await in_thread(self._driver.info, found.dataset)
@@ -387,11 +394,14 @@ class Builds:
             if found.dataset in listing:
                 info = listing[found.dataset]
                 doomed = _doomed(listing, found.dataset, running)
-                grave = await self._entomb(doomed)
+                grave = await self._entomb(doomed, view)
                 for kept in [each for each in self._failed.values() if each.dataset in doomed]:
                     del self._failed[kept.id]
                     text = f"failed build {kept.id} is deleted with its base"
                     self._events.append("failed-deleted", str(kept.id), text, guid=kept.guid)
+            else:
+                await close_view(view)  # somebody else has destroyed it
+            await arrive()
             del self._results[id]
         others = foreign(info) if info is not None else []
         along = f", and its snapshots {', '.join(others)} with it" if others else ""

@@ -148,7 +148,8 @@ class Driver(Protocol):
     name: str
     #: Whether a clone's files have the inode numbers of its origin's.
     stable_inodes: bool
-    #: Whether a clone costs next to nothing, however large its origin.
+    #: Whether a clone costs next to nothing, however large its origin, and less than looking into it for the first
+    #: time: some are then kept ready.
     cheap_clones: bool
     #: Whether each dataset is a filesystem of its own, with a device number of its own.
     own_filesystems: bool

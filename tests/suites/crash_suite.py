@@ -195,6 +195,19 @@ async def start_of_a_build(scene: Scene) -> None:
     await scene.store.builds.start(BuildName(scene.d), ME, 0o755)
 
 
+async def start_of_a_build_in_a_dataset_that_was_kept_ready(scene: Scene) -> None:
+    await scene.store.builds.start(BuildName(scene.d), ME, 0o755)
+    await scene.store.builds.discard(scene.d)
+    fresh = scene.store.builds.fresh
+    await fresh.provide(trio.current_time() + QUIET)
+    before = len(fresh.ready)
+    assert bool(before) == scene.driver.cheap_clones
+    await scene.store.builds.start(BuildName(scene.d), ME, 0o755)
+    assert len(fresh.ready) == max(before - 1, 0)
+    await scene.store.builds.discard(scene.d)
+    await scene.store.complete_deletes()
+
+
 async def start_of_a_build_with_a_base(scene: Scene) -> None:
     await scene.store.builds.start(BuildName(scene.d, scene.b), ME, 0o755)
 
@@ -425,6 +438,7 @@ async def start_up_after_obuilder_was_cut_off(scene: Scene) -> None:
 
 SEQUENCES = (
     Sequence("builds", start_of_a_build),
+    Sequence("builds", start_of_a_build_in_a_dataset_that_was_kept_ready, deletes=True),
     Sequence("builds", start_of_a_build_with_a_base),
     Sequence("builds", start_of_a_build_over_what_a_crash_left, deletes=True),
     Sequence("builds", publishing_a_build),
@@ -466,7 +480,7 @@ async def stopped(sequence: Sequence, scene: Scene, stop: Armed, budget: int) ->
         if group.split(PowerCut)[1] is not None:
             raise
     # What a process has open is closed when it dies.
-    await scene.store.caches.spares.close()
+    await scene.store.keep_nothing_ready()
     await scene.store.reaper.let_go()
     return stop.cut
 

@@ -195,11 +195,12 @@ class World:
         """What the background does while nobody asks for anything."""
         await self.store.caches.settle()
         await self.store.caches.spares.provide(trio.current_time() + QUIET)
+        await self.store.builds.fresh.provide(trio.current_time() + QUIET)
 
     async def problems(self) -> list[str]:
         await self.store.complete_deletes()
         known = {each.dataset for each in self.store.caches.sessions()} | set(self.store.reaper.queue)
-        known |= {info.ready for info in self.caches() if info.ready is not None}
+        known |= set(self.store.ready())
         return check(self.driver.list(), known=known)
 
 

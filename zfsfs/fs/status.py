@@ -45,6 +45,7 @@ def status(tree: Tree) -> dict[str, Any]:
             for ident, failed in store.builds.failed().items()
         ],
         "results": len(store.builds.results()),
+        "ready": [str(dataset) for dataset in store.ready()],
         "caches": [
             {
                 "name": str(name),

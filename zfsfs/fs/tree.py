@@ -420,7 +420,7 @@ class Tree:
                 for area in (*self._results.values(), *self.failures.areas(), *self._lingering):
                     nursery.start_soon(close_view, area.detach())
             await self.store.caches.settle()
-            await self.store.caches.spares.close()
+            await self.store.keep_nothing_ready()
             await self.store.reaper.try_all()
             state, self._state = self._state, None
             if state is not None:

@@ -20,11 +20,12 @@ from typing import Any
 import trio
 
 from zfsfs.driver import DatasetInfo, Driver, Listing, View
-from zfsfs.errors import Busy, Exists, Missing
+from zfsfs.errors import Busy, Exists, Missing, StoreError
 from zfsfs.names import BuildId, BuildName, Dataset, Snapshot, build_of, result
 from zfsfs.store.arriving import Arrive, at_once
 from zfsfs.store.check import base_of
 from zfsfs.store.events import EventLog
+from zfsfs.store.fresh import Fresh
 from zfsfs.store.layout import (
     FAILED,
     SNAP,
@@ -120,6 +121,7 @@ class Builds:
         self._results: dict[BuildId, ResultInfo] = {}
         self._failed: dict[BuildId, FailedInfo] = {}
         self._running: dict[BuildId, BuildInfo] = {}
+        self.fresh = Fresh(driver, reaper, numbers)
         self._flying: dict[BuildId, BuildId | None] = {}  # and the base that must stay meanwhile
 
     def load(self, listing: Listing) -> None:
@@ -205,15 +207,17 @@ class Builds:
         self.may_begin(name)
         ident, base, dataset = name.id, name.base, result(name.id)
         with self._flight(ident, base):
-            try:
-                await in_thread(self._make, dataset, base)
-            except Exists:
-                # A crash after (1) or (2) below: a dataset without @snap.
-                await self._clear(dataset)
-                await in_thread(self._make, dataset, base)
+            view = None if base else await self._named(dataset)
+            if view is None:
+                try:
+                    await in_thread(self._make, dataset, base)
+                except Exists:
+                    # A crash after (1) or (2) below: a dataset without @snap.
+                    await self._clear(dataset)
+                    await in_thread(self._make, dataset, base)
             # (1) A crash here: a left-over that belongs to root.
             try:
-                view = await in_thread(self._look, dataset, None if base else owner, mode)
+                view = await in_thread(self._look, dataset, view, None if base else owner, mode)
                 # (2) A crash here and until it is published: a left-over.
             except BaseException:
                 await self._entomb([dataset])
@@ -230,9 +234,26 @@ class Builds:
         else:
             self._driver.clone(Snapshot(result(base), SNAP), dataset)
 
-    def _look(self, dataset: Dataset, owner: tuple[int, int] | None, mode: int) -> View:
+    async def _named(self, dataset: Dataset) -> View | None:
+        """Give an empty dataset that was kept ready the name of a build; None when there is none, or the name is
+        taken."""
+        found = self.fresh.take()
+        if found is None:
+            return None
+        try:
+            # A crash before it: rubbish. After it: (1) of `begin`.
+            await in_thread(self._driver.rename, found[0], dataset)
+        except BaseException as failure:
+            self.fresh.give_up(*found)
+            if isinstance(failure, StoreError):
+                return None
+            raise
+        return found[1]
+
+    def _look(self, dataset: Dataset, view: View | None, owner: tuple[int, int] | None, mode: int) -> View:
         with ExitStack() as stack:
-            view = self._driver.view(dataset, writable=True)
+            if view is None:
+                view = self._driver.view(dataset, writable=True)
             stack.callback(view.close)
             if owner is not None:
                 give_root(view.fd, dataset, owner, mode)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import trio
 
 from zfsfs.driver import Driver
+from zfsfs.names import Dataset
 from zfsfs.store.builds import Builds
 from zfsfs.store.caches import Caches
 from zfsfs.store.events import EventLog
@@ -61,8 +62,19 @@ class Store:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lasting, self.caches.run)
             nursery.start_soon(lasting, self.caches.spares.run)
+            nursery.start_soon(lasting, self.builds.fresh.run)
             nursery.start_soon(lasting, self.reaper.run)
             task_status.started()
+
+    def ready(self) -> list[Dataset]:
+        """The datasets that are kept ready."""
+        infos = [self.caches.get(name) for name in self.caches.names()]
+        return [*self.builds.fresh.ready, *(info.ready for info in infos if info is not None and info.ready)]
+
+    async def keep_nothing_ready(self) -> None:
+        """Give up what is kept ready, for good."""
+        await self.caches.spares.close()
+        await self.builds.fresh.close()
 
     async def complete_deletes(self) -> None:
         """Wait until all that was deleted is destroyed, unless somebody holds it, and its space is free again."""
@@ -76,6 +88,6 @@ class Store:
     async def close(self) -> None:
         """Let go of the pool; whatever is open or queued is for the next start."""
         with trio.CancelScope(shield=True):
-            await self.caches.spares.close()
+            await self.keep_nothing_ready()
             await self.reaper.let_go()
             await in_thread(self.driver.close)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-CALLS = ("fsync", "pread", "stat", "create", "snapshot", "rename", "batch", "holders")
+CALLS = ("fsync", "pread", "stat", "create", "clone", "snapshot", "rename", "batch", "holders")
 
 
 def stopping(call: Callable[..., Any], gate: Path) -> Callable[..., Any]:
@@ -61,7 +61,7 @@ def change(how: str, gate: Path) -> None:
             driver.rename = refusing(driver.rename, gate / "full")
     elif how == "holders":
         zfsfs.fs.tree.holders = stopping(zfsfs.fs.tree.holders, gate)
-    elif how in ("create", "snapshot", "rename", "batch"):
+    elif how in ("create", "clone", "snapshot", "rename", "batch"):
         for driver in (DirectoryDriver, ZfsDriver):
             setattr(driver, how, stopping(getattr(driver, how), gate))
     elif how == "spares":

@@ -135,6 +135,26 @@ def test_a_verb_that_waits_delays_none_of_the_others_in_its_group(unmounted, tmp
     tree.closed()
 
 
+def test_who_opens_a_session_waits_for_no_other_of_the_cache(unmounted, tmp_path):
+    for name in ("entered", "go"):
+        os.mkfifo(tmp_path / name)
+    tree = unmounted
+    mount(tree, "clone", tmp_path, "--linger", "0.1")
+    os.mkdir(tree / "caches/c")
+
+    def names() -> list[str]:
+        return [each["name"] for each in tree.status()["sessions"]]
+
+    with stopped(tmp_path, lambda tree: os.listdir(tree / "caches/c@slow"), tree) as thread:
+        os.listdir(tree / "caches/c@other")
+        assert names() == ["c@other"]
+        assert thread.is_alive()
+        (tree / "caches/c@other/file").write_text("other")
+    tree.closed()
+    assert (tree / "caches/c/file").read_text() == "other"
+    assert sorted(tree.events("opened"))[1:] == ["c@other is opened", "c@slow is opened"]
+
+
 def test_who_comes_while_others_are_looked_for_keeps_the_session(unmounted, tmp_path):
     for name in ("entered", "go"):
         os.mkfifo(tmp_path / name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -85,8 +87,8 @@ class FailedPlace:
 @dataclass(eq=False, slots=True)
 class CachePlace:
     """A cache by one of its paths. `session` is there while it is open; `discarded`: its directory was removed
-    and what is still open in it goes nowhere. `closing`: its session is being released. `stuck`: it is
-    decided that it will be published, and why it could not be yet. `telling`: how often the
+    and what is still open in it goes nowhere. `opening`, `closing`: its session is being opened, released. `stuck`:
+    it is decided that it will be published, and why it could not be yet. `telling`: how often the
     kernel is being told to forget what the area showed. `outcome` is how its last session ended."""
 
     name: SessionName
@@ -95,6 +97,7 @@ class CachePlace:
     uid: int = 0  # who opened it
     guests: dict[int, bool] = field(default_factory=dict)  # whether a user may only read here, as far as known
     discarded: bool = False
+    opening: bool = False
     closing: bool = False
     stuck: ZfsfsError | None = None
     telling: int = 0
@@ -126,15 +129,25 @@ class CachePlace:
 @dataclass(eq=False, slots=True)
 class SharedCache:
     """What the areas of one cache share: a view of the published version, taken when first needed, and the lock
-    under which sessions open and close and views are switched."""
+    under which sessions begin to open, and close, and views are switched."""
 
     name: CacheName
     view: View | None = None
     lock: trio.Lock = field(default_factory=trio.Lock)
+    opening: int = 0  # sessions that are being opened, side by side
+    opened: trio.Event = field(default_factory=trio.Event)
     areas: dict[bytes, Area] = field(default_factory=dict)  # by the name under caches/
     outcomes: dict[bytes, str] = field(default_factory=dict)  # how the last sessions ended, by the same names
     waiters: int = 0  # who waits for their turn, and what tells them that a session has closed
     ended: trio.Event = field(default_factory=trio.Event)
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """Hold the lock while no session is being opened."""
+        async with self.lock:
+            while self.opening:
+                await self.opened.wait()
+            yield
 
     def remember(self, name: bytes, outcome: str) -> None:
         """A session has ended. The kernel forgets its directory sooner than people do."""

@@ -2,7 +2,8 @@
 
 Guarantees
 - What an idle area shows is the published version; an open one shows its own clone to its end.
-- Opening, closing and switching of one cache's areas are ordered by its lock.
+- Opening, closing and switching of one cache's areas are ordered by its lock; areas are opened side by side, and
+  nothing else goes on meanwhile.
 - Kernel caches are told after the lock was given up: the kernel may wait for a request that waits for the lock.
   Nothing is opened in an area until they have been.
 """
@@ -21,8 +22,8 @@ from zfsfs.errors import Busy, DriverError, Missing, Stopped, ZfsfsError
 from zfsfs.fs import unseen
 from zfsfs.fs.area import Area
 from zfsfs.fs.caller import Caller, error
+from zfsfs.fs.leaving import bequeath, is_guest
 from zfsfs.fs.nodes import NodeTable, stale
-from zfsfs.fs.permission import WRITE, permits
 from zfsfs.fs.places import CachePlace, SharedCache
 from zfsfs.fs.quiet import DRAIN, closed
 from zfsfs.fs.rules import CacheRuling
@@ -89,19 +90,9 @@ class Sessions:
             if not self._driver.stable_inodes:
                 area.shown = 0
             area.on_forgotten = self._forgotten
-            area.is_guest = lambda caller, area=area: self._is_guest(area, caller)
+            area.is_guest = lambda caller, area=area: is_guest(area, caller)
             self.ruling.apply(area)
         return area
-
-    @staticmethod
-    def _is_guest(area: Area, caller: Caller) -> bool:
-        """Whether a user may read in a session and write nothing at its top: he keeps it open for himself, but keeps
-        nobody from publishing or deleting."""
-        guests = _place(area).guests
-        known = guests.get(caller.uid)
-        if known is None:
-            known = guests[caller.uid] = not permits(area.fd, WRITE, caller.uid, caller.groups())
-        return known
 
     def waiters(self, name: CacheName) -> int:
         """How many wait for their turn in a locked cache."""
@@ -126,7 +117,9 @@ class Sessions:
             if area.view is None:
                 if place.discarded:
                     raise stale()
-                area.attach_anew(await self._showing.published(place.cache))
+                view = await self._showing.published(place.cache)
+                if area.view is None:  # no session was opened meanwhile
+                    area.attach_anew(view)
 
     def begun(self, area: Area, pid: int) -> bool:
         """Whether `begin` would have nothing to wait for."""
@@ -154,14 +147,17 @@ class Sessions:
             async with place.cache.lock:
                 if place.stuck is not None:
                     raise DriverError(f"{place.name} can't be published yet: {place.stuck}", place.stuck.errno)
-                if place.session is None and not place.telling and self._may_open(area, place):
-                    if place.discarded:
-                        raise stale()
-                    with self._users.taking(SESSION, caller.uid):
-                        await self._open(area, place)
-                    place.uid = caller.uid
-                    open_by(place, caller.pid)
-                    return
+                other = place.opening or (place.locked and place.cache.opening)
+                mine = not other and place.session is None and not place.telling and self._may_open(area, place)
+                if mine and place.discarded:
+                    raise stale()
+                place.opening |= mine
+                place.cache.opening += mine
+            if mine:
+                await self._open_for(area, place, caller)
+                return
+            if other:
+                await place.cache.opened.wait()
         if place.session is None:
             raise stale()
 
@@ -169,6 +165,18 @@ class Sessions:
         """That nobody's turn has come since it was ours."""
         others = (each for each in self.open_areas if _place(each).cache is place.cache and each is not area)
         return not place.locked or not any(others)
+
+    async def _open_for(self, area: Area, place: CachePlace, caller: Caller) -> None:
+        try:
+            with self._users.taking(SESSION, caller.uid):
+                await self._open(area, place)
+            place.uid = caller.uid
+            open_by(place, caller.pid)
+        finally:
+            place.opening = False
+            place.cache.opening -= 1
+            place.cache.opened.set()
+            place.cache.opened = trio.Event()
 
     async def _open(self, area: Area, place: CachePlace) -> None:
         session = await self._store.caches.open(place.name.cache, place.name.label)
@@ -279,7 +287,7 @@ class Sessions:
         place = _place(area)
         told: list[tuple[Area, list[int]]] = []
         with trio.CancelScope(shield=True):
-            async with place.cache.lock:
+            async with place.cache.alone():
                 session = place.session
                 wanted = area.keepers or (area.touched and not place.discarded)
                 if session is None or (wanted and not force):
@@ -342,7 +350,7 @@ class Sessions:
         if shared is None:
             return
         try:
-            async with shared.lock:
+            async with shared.alone():
                 await close_view(self._showing.take_view(shared))
                 told = await self._showing.refresh_idle(shared)
                 for other, _ in told:
@@ -426,7 +434,7 @@ class Sessions:
             _place(area).discarded = True
             area.stir()
             await self.close(area, force=area.opens == area.guests)
-        async with cache.lock:
+        async with cache.alone():
             await close_view(self._showing.take_view(cache))
             await self._store.caches.delete(name)
             gone = list(cache.areas.values())
@@ -448,22 +456,10 @@ class Sessions:
                 await self.close(area, force=True)
             except (ZfsfsError, OSError) as failure:
                 log.warning("session %s can't be closed: %s", _place(area).name, failure)
-                await self._bequeath(area)
+                await bequeath(self._store.caches, self.ruling, area)
         async with trio.open_nursery() as nursery:
             for shared in self._shared.values():
                 nursery.start_soon(close_view, self._showing.take_view(shared))
-
-    async def _bequeath(self, area: Area) -> None:
-        session = _place(area).session
-        if session is None or not area.may_have_changed or _place(area).discarded:
-            return
-        if self.ruling.withheld(area) is not None:
-            return
-        try:
-            if not await self._store.caches.bequeath(session):
-                log.warning("session %s is superseded", _place(area).name)
-        except (ZfsfsError, OSError) as failure:
-            log.error("session %s is lost: %s", _place(area).name, failure)
 
 
 def _place(area: Area) -> CachePlace:

@@ -59,6 +59,7 @@ class Cycle:
         await self.losing()
         await self.unchanged()
         await self.of_one_cache()
+        await self.peer.rest()
         elapsed = time.monotonic() - started
         print(f"{self.count} at once, {self.peer.name}: {elapsed:.1f} s", file=sys.stderr, flush=True)
 

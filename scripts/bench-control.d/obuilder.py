@@ -52,6 +52,9 @@ class OBuilder:
     async def settled(self) -> None:
         """Nothing of it goes on in the background."""
 
+    async def rest(self) -> None:
+        """Nothing is made for what may come."""
+
     async def start(self, ident: str, base: str | None) -> None:
         dataset = f"result/{ident}"
         if os.path.exists(self.path(dataset)):  # noqa: ASYNC240 - a lookup

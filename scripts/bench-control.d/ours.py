@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import trio
@@ -16,6 +17,8 @@ from zfsfs.store import Outcome, Session, Store
 from zfsfs.zfs.driver import ZfsDriver
 
 OWNER = (0, 0)
+#: Seconds after which nothing more is made that nobody has asked for: it begins after one.
+STILL = 3.0
 
 
 def create(pool: str) -> None:
@@ -24,6 +27,16 @@ def create(pool: str) -> None:
 
 async def destroy(pool: str) -> None:
     await trio.to_thread.run_sync(lambda: subprocess.run(["zfs", "destroy", "-R", pool], check=True))
+
+
+async def unchanging(look: Callable[[], Awaitable[object]]) -> None:
+    """Wait until what is looked at has not changed for a while."""
+    known, since = await look(), trio.current_time()
+    while trio.current_time() < since + STILL:
+        await trio.sleep(0.2)
+        now = await look()
+        if now != known:
+            known, since = now, trio.current_time()
 
 
 class Calls:
@@ -55,6 +68,14 @@ class Calls:
                 nursery.start_soon(trio.to_thread.run_sync, self.done.pop().close)
         await self.store.caches.settle()
         await self.store.reaper.try_all()
+
+    async def rest(self) -> None:
+        """Wait until what is kept ready for others is made."""
+
+        async def ready() -> object:
+            return self.store.ready()
+
+        await unchanging(ready)
 
     async def start(self, ident: str, base: str | None) -> None:
         name = BuildName(BuildId(ident.encode()), BuildId(base.encode()) if base else None)
@@ -127,6 +148,14 @@ class Paths:
 
         while await trio.to_thread.run_sync(busy):  # noqa: ASYNC110 - it is another process
             await trio.sleep(0.02)
+
+    async def rest(self) -> None:
+        """Wait until what is kept ready for others is made."""
+
+        async def ready() -> object:
+            return (await trio.to_thread.run_sync(self._status))["ready"]
+
+        await unchanging(ready)
 
     async def start(self, ident: str, base: str | None) -> None:
         await trio.to_thread.run_sync(os.mkdir, self.tree / "builds" / (f"{ident}@{base}" if base else ident))

@@ -119,6 +119,19 @@ async def test_who_looks_nothing_up_waits_with_the_lock() -> None:
     assert made.said == ["a begins", "a shows", "a is there"]
 
 
+async def test_who_has_nothing_to_wait_for_is_not_waited_for() -> None:
+    async def at_once(arrive: Arrive) -> None:
+        made.said.append("done")
+
+    with threads(1) as (one,):
+        async with world() as (made, _):
+            asked = Asked("mkdir", ((BUILDS, b"a"),), Caller(0, 0, one), at_once)
+            assert made.unlocked.begin(asked)
+            await made.unlocked.looked_up(one)
+            await made.unlocked.run(asked)
+    assert made.said == ["done"]
+
+
 async def test_what_fails_is_tried_anew_when_asked_for_again() -> None:
     with threads(1) as (one,):
         async with world() as (made, nursery):

@@ -237,8 +237,11 @@ class Tree:
         its name is gone; until then that shows as it was, but is not looked into any more."""
         self.running()
         area = self.find(group, name)
-        if isinstance(area.place, BuildPlace) and area.place.run is not None and area.place.run.ended is None:
-            self._cancel(area, area.place, area.place.run)
+        if _builder_of(area) is not None:
+            await arrive()
+        run = _builder_of(area)
+        if run is not None:
+            self._cancel(area, _build(area), run)
             return
         await not_native(area)
         if group == BUILDS:
@@ -434,6 +437,12 @@ class Tree:
                 log.warning("sessions are open, and can't be closed: %s", trouble)
             said = trouble
             await trio.sleep(PAUSE)
+
+
+def _builder_of(area: Area) -> Run | None:
+    """The builder that is at work in an area."""
+    run = area.place.run if isinstance(area.place, BuildPlace) else None
+    return run if run is not None and run.ended is None else None
 
 
 def _build(area: Area) -> BuildPlace:

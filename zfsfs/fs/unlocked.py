@@ -150,8 +150,8 @@ class Unlocked:
             except Exception as failure:
                 log.debug("%s of %s: %s", mine.asked.what, mine.asked.names, failure)
                 mine.failed = True
-                mine.ready.set()
         finally:
+            mine.ready.set()
             self._under_way.remove(mine)
             mine.over.set()
         if mine.given_up and not mine.failed and not self._closing:

@@ -3,6 +3,7 @@
 Guarantees
 - There are as many as builds were begun in one go in the last `HOT` seconds, and `MOST` at most.
 - On the disk one is rubbish until a build gets it, so after a crash it is destroyed. Nobody has written in it.
+- The oldest goes first: what ZFS says of when a build's dataset was made is some minutes early at most.
 
 They are made when no build has begun for `QUIET`, where looking into a dataset for the first time takes its time.
 """
@@ -49,7 +50,11 @@ class Fresh:
         self._begun += 1
         self._last = trio.current_time()
         self._wake.set()
-        return self.ready.popitem() if self.ready else None
+        return self._oldest() if self.ready else None
+
+    def _oldest(self) -> tuple[Dataset, View]:
+        dataset = next(iter(self.ready))
+        return dataset, self.ready.pop(dataset)
 
     def give_up(self, dataset: Dataset, view: View) -> None:
         """Nobody will need it."""
@@ -75,7 +80,7 @@ class Fresh:
             self._bursts = [each for each in self._bursts if each[0] + HOT > now]
             wanted = min(max((count for _, count in self._bursts), default=0), MOST)
             while len(self.ready) > wanted:
-                self.give_up(*self.ready.popitem())
+                self.give_up(*self._oldest())
             if self._begun == 0 and not self._driver.trouble():
                 async with trio.open_nursery() as nursery:
                     for _ in range(wanted - len(self.ready)):
@@ -105,4 +110,4 @@ class Fresh:
         self._closed = True
         async with self._making:
             while self.ready:
-                self.give_up(*self.ready.popitem())
+                self.give_up(*self._oldest())

@@ -171,7 +171,8 @@ class Sessions:
             with self._users.taking(SESSION, caller.uid):
                 await self._open(area, place)
             place.uid = caller.uid
-            open_by(place, caller.pid)
+            if place.locked:  # else nobody asks, and it costs more than all the rest
+                open_by(place, caller.pid)
         finally:
             place.opening = False
             place.cache.opening -= 1

@@ -176,9 +176,11 @@ class Unlocked:
     async def _arrive(self, mine: _Verb) -> None:
         mine.ready.set()
         pid, end = mine.asked.caller.pid, trio.current_time() + PATIENCE
-        while not mine.again.is_set() and trio.current_time() < end and runs(pid):
+        waiting = True
+        while waiting:
             with trio.move_on_after(PAUSE):
                 await mine.again.wait()
+            waiting = not mine.again.is_set() and trio.current_time() < end and runs(pid)
         if not mine.again.is_set():
             mine.given_up = True
             mine.again.set()

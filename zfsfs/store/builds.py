@@ -207,21 +207,9 @@ class Builds:
         self.may_begin(name)
         ident, base, dataset = name.id, name.base, result(name.id)
         with self._flight(ident, base):
-            view = None if base else await self._named(dataset)
+            view = None if base else await self._named(dataset, owner, mode)
             if view is None:
-                try:
-                    await in_thread(self._make, dataset, base)
-                except Exists:
-                    # A crash after (1) or (2) below: a dataset without @snap.
-                    await self._clear(dataset)
-                    await in_thread(self._make, dataset, base)
-            # (1) A crash here: a left-over that belongs to root.
-            try:
-                view = await in_thread(self._look, dataset, view, None if base else owner, mode)
-                # (2) A crash here and until it is published: a left-over.
-            except BaseException:
-                await self._entomb([dataset])
-                raise
+                view = await self._made(dataset, base, owner, mode)
             build = BuildInfo(ident, base, self._clock(), dataset)
             self._running[ident] = build
         origin = f" from {base}" if base else ""
@@ -234,26 +222,46 @@ class Builds:
         else:
             self._driver.clone(Snapshot(result(base), SNAP), dataset)
 
-    async def _named(self, dataset: Dataset) -> View | None:
-        """Give an empty dataset that was kept ready the name of a build; None when there is none, or the name is
-        taken."""
+    async def _named(self, dataset: Dataset, owner: tuple[int, int], mode: int) -> View | None:
+        """Give an empty dataset that was kept ready to a build; None when there is none, or that can't be: the name
+        may be taken, or somebody has destroyed it."""
         found = self.fresh.take()
         if found is None:
             return None
+        ready, view = found
+
+        def name() -> None:
+            give_root(view.fd, ready, owner, mode)
+            # One verb, and a crash before it leaves rubbish, after it (2) of `_made`.
+            self._driver.rename(ready, dataset)
+
         try:
-            # A crash before it: rubbish. After it: (1) of `begin`.
-            await in_thread(self._driver.rename, found[0], dataset)
+            await in_thread(name)
         except BaseException as failure:
-            self.fresh.give_up(*found)
+            self.fresh.give_up(ready, view)
             if isinstance(failure, StoreError):
                 return None
             raise
-        return found[1]
+        return view
 
-    def _look(self, dataset: Dataset, view: View | None, owner: tuple[int, int] | None, mode: int) -> View:
+    async def _made(self, dataset: Dataset, base: BuildId | None, owner: tuple[int, int], mode: int) -> View:
+        try:
+            await in_thread(self._make, dataset, base)
+        except Exists:
+            # A crash after (1) or (2) below: a dataset without @snap.
+            await self._clear(dataset)
+            await in_thread(self._make, dataset, base)
+        # (1) A crash here: a left-over that belongs to root.
+        try:
+            return await in_thread(self._look, dataset, None if base else owner, mode)
+            # (2) A crash here and until it is published: a left-over.
+        except BaseException:
+            await self._entomb([dataset])
+            raise
+
+    def _look(self, dataset: Dataset, owner: tuple[int, int] | None, mode: int) -> View:
         with ExitStack() as stack:
-            if view is None:
-                view = self._driver.view(dataset, writable=True)
+            view = self._driver.view(dataset, writable=True)
             stack.callback(view.close)
             if owner is not None:
                 give_root(view.fd, dataset, owner, mode)

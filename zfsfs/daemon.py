@@ -172,6 +172,7 @@ async def _mounted(
     kernel.attach()
     files.outdated = files.table.outdated = kernel.outdated
     files.full, files.stopped = tree.troubles.met, lambda: tree.stopped
+    files.set_id_goes_if_executable = tree.store.driver.set_id_goes_if_executable
     try:
         async with trio.open_nursery() as nursery:
             tree.sessions.nursery = builders.nursery = unlocked.nursery = nursery

@@ -154,6 +154,11 @@ class Driver(Protocol):
     #: Whether each dataset is a filesystem of its own, with a device number of its own.
     own_filesystems: bool
 
+    @property
+    def set_id_goes_if_executable(self) -> bool:
+        """Whether a write by others than root takes set-user-ID and set-group-ID bits from what anybody may execute,
+        and from nothing else, as ZFS has it. Elsewhere Linux does it, by a rule of its own."""
+
     def lock(self) -> None:
         """Take the pool for this process, until `close` or its death. Raises Locked, with the pid of who has it,
         before anything was touched."""

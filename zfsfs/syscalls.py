@@ -1,7 +1,7 @@
 """System calls that Python does not have, through ctypes: thin, typed, and raising OSError with the call's name.
 
 Sources: renameat2(2), getdents64(2), fsopen(2), fsconfig(2), fsmount(2), move_mount(2), ioctl_ficlone(2), umount2(2),
-statx(2), open_tree(2), openat2(2), mount_setattr(2), mount(2), unshare(2).
+statx(2), statfs(2), open_tree(2), openat2(2), mount_setattr(2), mount(2), unshare(2).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ _AT_EMPTY_PATH = 0x1000
 _AT_STATX_DONT_SYNC = 0x4000
 _STATX_INO = 0x100
 FICLONE = 0x40049409
+ZFS_MAGIC = 0x2FC12FC1
 
 _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 430, 431, 432  # the same on every architecture (asm-generic)
 _FSOPEN_CLOEXEC = 1
@@ -54,6 +55,7 @@ _libc.fchownat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint, ctypes.
 _libc.getdents64.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
 _libc.getdents64.restype = ctypes.c_ssize_t
 _libc.syncfs.argtypes = (ctypes.c_int,)
+_libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_char_p)
 _libc.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p)
 _libc.syscall.restype = ctypes.c_long
 # It waits for nothing, so that giving up Python's lock meanwhile would only cost.
@@ -117,6 +119,14 @@ def umount(path: bytes, flags: int = 0) -> None:
 def syncfs(fd: int) -> None:
     """syncfs(2): everything of the filesystem that `fd` lies on is on stable storage."""
     _check(_libc.syncfs(fd), "syncfs")
+
+
+def filesystem_magic(fd: int) -> int:
+    """fstatfs(2): the number that says of what type the filesystem is on which `fd` lies."""
+    buffer = ctypes.create_string_buffer(256)
+    _check(_libc.fstatfs(fd, buffer), "fstatfs")
+    magic: int = struct.unpack_from("@l", buffer)[0]
+    return magic
 
 
 def identity(path: str) -> tuple[int, int]:

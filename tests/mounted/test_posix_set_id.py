@@ -16,10 +16,7 @@ pytestmark = pytest.mark.skipif(
     tuple(int(part) for part in platform.release().split(".")[:2]) < (6, 9), reason="the kernel gathers writes"
 )
 
-MODES = [0o2676, 0o4777, 0o6767, 0o6777]
-if "ZFSFS_TEST_POOL" not in os.environ:
-    # Natively ZFS lets the bits of files that nobody may execute stay; everywhere else the kernel takes them away.
-    MODES += [0o2666, 0o4666]
+MODES = [0o2666, 0o2676, 0o4666, 0o4777, 0o6767, 0o6777]
 
 
 def set_id_files(owner: int, group: int) -> Iterator[str]:

@@ -17,7 +17,7 @@ from zfsfs.fs.caller import Caller
 from zfsfs.fs.nodes import Node, NodeTable
 from zfsfs.fs.passthrough import Passthrough
 from zfsfs.fs.places import ResultPlace
-from zfsfs.fs.users import Users
+from zfsfs.fs.users import FILE, Users
 from zfsfs.fs.workers import Workers
 from zfsfs.names import BuildId
 
@@ -27,7 +27,7 @@ ROOT = Caller(0, 0)
 @pytest.fixture
 def files() -> Iterator[Passthrough]:
     workers = Workers(1)
-    yield Passthrough(NodeTable(64), workers, Users({}, lambda *_: None))
+    yield Passthrough(NodeTable(64), workers, Users({FILE: 8}, lambda *_: None))
     workers.close()
 
 
@@ -230,3 +230,15 @@ async def test_a_file_that_is_made_can_be_mapped_too(files, top, monkeypatch):
     files.create(top, b"file", 0o600, os.O_RDWR, ROOT)
     await top.area.write_out()
     assert written == [top.area.fd]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root sets these bits on what is another's")
+@pytest.mark.parametrize(("mode", "left"), [(0o6767, 0o767), (0o4666, 0o4666), (0o2666, 0o2666), (0o2676, 0o676)])
+def test_as_on_zfs_a_write_takes_set_id_bits_from_what_somebody_may_execute(files, top, tmp_path, mode, left):
+    files.set_id_goes_if_executable = True
+    (tmp_path / "file").touch()
+    (tmp_path / "file").chmod(mode)
+    writer = Caller(1234, 0)  # in the file's group, or the kernel would not keep its bit anywhere
+    handle = files.open(found(files, top, b"file"), os.O_WRONLY, writer)
+    files.chown_to_nobody_new(handle.node, writer)
+    assert f"{stat.S_IMODE((tmp_path / 'file').stat().st_mode):o}" == f"{left:o}"

@@ -67,6 +67,10 @@ class DirectoryDriver:
         self._lock_fd = -1
         self._trees_fd = -1
 
+    @property
+    def set_id_goes_if_executable(self) -> bool:
+        return syscalls.filesystem_magic(self._trees()) == syscalls.ZFS_MAGIC
+
     # The store
 
     def lock(self) -> None:

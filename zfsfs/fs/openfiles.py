@@ -44,6 +44,7 @@ class OpenFiles:
         self.outdated: Callable[[int], None] = lambda ino: None
         self.full: Callable[[int], object] = lambda number: None
         self.stopped: Callable[[], object] = lambda: False  # whether the storage would let everybody wait
+        self.set_id_goes_if_executable = False  # see Driver
         #: Files that were written into, and what time the kernel believes them to have, see `_timed`.
         self._written: dict[Node, int] = {}
 
@@ -253,7 +254,7 @@ def _traces(fd: int) -> tuple[int, int, int]:
 
 
 def clear_set_id(fd: int, caller: Caller) -> None:
-    """What a write by others than root does to set-user-ID and set-group-ID files.
+    """What a truncation by others than root does to set-user-ID and set-group-ID files, and mostly a write.
 
     Where the group may not execute a file, its bit goes only if the caller isn't in the group
     (setattr_should_drop_sgid in the kernel's fs/attr.c)."""

@@ -25,6 +25,7 @@ from zfsfs.fs.users import FILE
 _ROOT = os.geteuid() == 0
 _DEFAULT_ACL = "system.posix_acl_default"
 _CAPABILITY = b"security.capability"
+_EXECUTABLE = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
 #: From so many blocks of 512 bytes on a file is given up by a worker: 0.1 ms for each MiB in memory.
 _HEAVY = 4 << 11
 
@@ -245,9 +246,13 @@ class Passthrough(OpenFiles):
         """chown(2) with neither user nor group, which dates the change and clears set-user-ID all the same. That the
         caller may do so is not checked by the kernel, which asks for the same when somebody writes into the file."""
         st, uid = self.stat(node), caller.uid
-        mine = uid in (0, st.st_uid) or self._is_written_by(node, uid)
-        if st.st_mode & SET_ID and not stat.S_ISDIR(st.st_mode) and not mine:
+        writes = self._is_written_by(node, uid)
+        if st.st_mode & SET_ID and not stat.S_ISDIR(st.st_mode) and not (writes or uid in (0, st.st_uid)):
             raise error(errno.EPERM)
+        if writes and uid and self.set_id_goes_if_executable:
+            if st.st_mode & SET_ID and st.st_mode & _EXECUTABLE:
+                self.chmod(node, st.st_mode & ~SET_ID)
+            return
         self.chown(node, -1, -1)
         if uid and st.st_mode & stat.S_ISGID and stat.S_ISREG(st.st_mode):
             self.clear_set_id(node, caller)

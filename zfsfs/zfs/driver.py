@@ -51,6 +51,7 @@ class ZfsDriver:
     stable_inodes = True
     cheap_clones = True
     own_filesystems = True
+    set_id_goes_if_executable = True  # zfs_clear_setid_bits_if_necessary in OpenZFS's zfs_vnops.c
 
     def __init__(self, name: str) -> None:
         self._pool = PoolName(name)

@@ -149,6 +149,34 @@ def test_a_large_directory_is_looked_at_name_by_name(kernel, top, tmp_path):
     assert is_cold(top, b"2")
 
 
+def test_each_look_into_a_large_directory_goes_on_where_the_last_one_ended(kernel, top, tmp_path, clock, monkeypatch):
+    for number in range(250):
+        (tmp_path / str(number)).touch()
+    kernel.known = {b"1"}
+    looked: list[bytes] = []
+    stat = os.stat
+    monkeypatch.setattr(os, "stat", lambda name, **more: looked.append(name) or stat(name, **more))
+    for _ in range(3):
+        assert top.warm == NEVER
+        warm(top, b"1")
+    assert top.warm == clock[0]
+    assert len(looked) == 250 + len([b".", b".."]) + 3 * len([b"1"])
+    assert set(looked) == {b".", b"..", *os.listdir(os.fsencode(tmp_path))}
+
+
+def test_a_look_that_was_long_ago_begins_anew(kernel, top, tmp_path, clock):
+    for number in range(150):
+        (tmp_path / str(number)).touch()
+    kernel.known = {b"1"}
+    warm(top, b"1")
+    clock[0] += cold.TRUST * 1.1
+    kernel.knows_all = True  # of what was looked at then
+    warm(top, b"1")
+    assert top.warm == NEVER
+    warm(top, b"1")
+    assert top.warm == clock[0]
+
+
 def test_where_the_kernel_never_knows_each_directory_is_looked_at_once(kernel, top, tmp_path):
     for number in range(200):
         (tmp_path / str(number)).touch()

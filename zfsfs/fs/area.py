@@ -72,6 +72,7 @@ class Area:
         self.frozen = False
         self.timeout = FOREVER
         self.tells = True  # the filesystem beneath says what it would have to read from a disk
+        self.looked: dict[Node, tuple[int, float]] = {}  # up to where directories were looked through, and when
         self.quiet = 0  # how many names and directories were in memory, one after another
         self._told: dict[Node, tuple[int, int, int]] = {}  # files that the kernel was told of while frozen
         self._absent: set[tuple[int, bytes]] = set()
@@ -215,6 +216,7 @@ class Area:
         self._detach()
         self.view = view
         self.root.warm, self.quiet = NEVER, 0
+        self.looked.clear()
 
     def attach_anew(self, view: View) -> list[tuple[int, list[bytes]]]:
         """Show a view in which inode numbers or contents may differ: every node that the kernel knows is looked

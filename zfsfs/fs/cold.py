@@ -2,9 +2,10 @@
 
 Before a request looks at a name, or at an inode by its name, the kernel is asked whether it knows it by itself
 (openat2(2) with RESOLVE_CACHED, 2 us). If it doesn't, a worker looks for it, opens the directories on the way and,
-while it is about it, looks at the others in a small directory. A file that is open, here or by the kernel, is in
-memory. What is in a directory is looked at when it is opened, and before each part of it is read, unless all that
-was looked at of late was in memory (handing that to a worker costs more than a small directory does).
+while it is about it, looks at others in the directory: a few, and the next time those after them. A file that is
+open, here or by the kernel, is in memory. What is in a directory is looked at when it is opened, and before each part
+of it is read, unless all that was looked at of late was in memory (handing that to a worker costs more than a small
+directory does).
 
 A directory that was made or looked through, and used since, with never `TRUST` seconds in between, is taken to be in
 memory as a whole: that is not what the kernel gives up. A look through a directory ends early where a sample of it is
@@ -18,9 +19,9 @@ directory that is not in memory although the names in it are.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
-from collections.abc import Iterable
 from contextlib import suppress
 from time import monotonic
 
@@ -38,12 +39,16 @@ TRUST = 10.0
 _ENOUGH, _SLOW, _EACH = 8, 0.002, 0.00002
 #: The fewest bytes that an entry takes in a reply.
 _ENTRY = 160
-#: How many entries are looked at for the sake of one.
-_FEW = 100
+#: How many entries are looked at for the sake of one, and for how many seconds.
+_FEW, _WHILE = 100, 0.003
 #: How many are looked at ahead.
 _MANY = 1000
 #: How many of the first entries tell of the others; and bytes for a part of them, which Python's lock is held for.
 _SAMPLE, _PART = 8, 1 << 12
+#: Where a look through a directory ended that saw all of it, or so much that the rest is taken to be in memory.
+_ALL = -1
+#: Of how many directories in an area is known how far they were looked through.
+_UNFINISHED = 256
 #: The longest path that the kernel is asked about in one go.
 _LONGEST = 4000
 
@@ -98,14 +103,24 @@ async def warm(workers: Workers, node: Node, name: bytes | None = None) -> None:
         if node.parent is not None and node.name is not None:
             await warm(workers, node.parent, node.name)
         return
+    looked = node.area.looked
+    at, when = looked.get(node, (0, NEVER))
+    if monotonic() - when > TRUST:
+        at = 0
     nearest, names = way_to(node)
     nearest = os.dup(nearest)
     try:
-        whole = await workers.run(lambda: _look_around(nearest, names, name, node.area))
+        # A sample says nothing of a directory of which the beginning was looked at and the rest wasn't.
+        at = await workers.run(lambda: _look_around(nearest, names, name, node.area, at, when == NEVER))
     finally:
         os.close(nearest)
-    if whole or not node.area.tells:
+    looked.pop(node, None)
+    if at == _ALL or not node.area.tells:
         node.warm = monotonic()
+        return
+    if len(looked) >= _UNFINISHED:
+        looked.clear()
+    looked[node] = at, monotonic()
 
 
 def look_ahead(workers: Workers, handle: DirectoryHandle) -> None:
@@ -119,7 +134,7 @@ def look_ahead(workers: Workers, handle: DirectoryHandle) -> None:
 
     def look() -> None:
         try:
-            if _look_at_next(fd, _MANY, area):
+            if _look_at_next(fd, _MANY, area) == _ALL:
                 handle.node.warm = monotonic()
             handle.warm_at = 0
         except OSError:
@@ -145,20 +160,14 @@ async def warm_listing(workers: Workers, handle: DirectoryHandle, offset: int, s
         await workers.run(looking.acquire)
     if is_cold_at(handle, offset):
         area, count = handle.node.area, size // _ENTRY + 1
-        if await workers.run(lambda: _look_through(handle.fd, offset, count, area)):
+        if await workers.run(lambda: _look_through(handle.fd, offset, count, area)) == _ALL:
             handle.node.warm = monotonic()
         handle.warm_at = offset
 
 
-def _look(folder: int, names: Iterable[bytes]) -> None:
-    for name in names:
-        with suppress(OSError):
-            os.stat(name, dir_fd=folder, follow_symlinks=False)
-
-
-def _look_around(nearest: int, names: list[bytes], name: bytes, area: Area) -> bool:
-    """Look at a name at the end of a way, and around there. `area.tells` is then whether the kernel says that it
-    knows the name. Returns whether all of that directory is taken to be in memory."""
+def _look_around(nearest: int, names: list[bytes], name: bytes, area: Area, at: int, sample: bool) -> int:
+    """Look at a name at the end of a way, and at what is in that directory from `at` on. `area.tells` is then whether
+    the kernel says that it knows the name. Returns what `_look_at_next` does, or `at` when the way ends before."""
     folder = os.dup(nearest)
     try:
         for each in names:
@@ -169,9 +178,9 @@ def _look_around(nearest: int, names: list[bytes], name: bytes, area: Area) -> b
             os.stat(name, dir_fd=folder, follow_symlinks=False)
             # It may also be at a loss because something is being renamed just then.
             area.tells = any(syscalls.is_cached(folder, name) for _ in range(3))
-        return _look_through(folder, 0, _FEW, area)
+        return _look_through(folder, at, _FEW, area, sample, _WHILE)
     except OSError:
-        return False  # whoever asks gets to know
+        return at  # whoever asks gets to know
     finally:
         os.close(folder)
 
@@ -181,26 +190,30 @@ def _again(folder: int) -> int:
     return os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | NOATIME, dir_fd=folder)
 
 
-def _look_through(folder: int, offset: int, count: int, area: Area) -> bool:
+def _look_through(
+    folder: int, offset: int, count: int, area: Area, sample: bool = True, patience: float = math.inf
+) -> int:
     fd = _again(folder)
     try:
         os.lseek(fd, offset, os.SEEK_SET)
-        return _look_at_next(fd, count, area)
+        return _look_at_next(fd, count, area, sample, monotonic() + patience)
     finally:
         os.close(fd)
 
 
-def _look_at_next(fd: int, count: int, area: Area) -> bool:
-    """Look at the next `count` entries. True when all of the directory is taken to be in memory: because these are,
-    as a sample shows, or because there are no more."""
-    left = count
-    while found := [name for name, _ in syscalls.directory_entries(fd, _PART)]:
-        if left == count and all(syscalls.is_cached(fd, name) for name in found[:: len(found) // _SAMPLE + 1]):
+def _look_at_next(fd: int, count: int, area: Area, sample: bool = True, end: float = math.inf) -> int:
+    """Look at the next `count` entries, until `end`. Returns the offset where that ended, or `_ALL` when all of the
+    directory is taken to be in memory: because these are, as a sample shows, or because there are no more."""
+    at = 0
+    while found := syscalls.directory_entries(fd, _PART):
+        if sample and all(syscalls.is_cached(fd, name) for name, _ in found[:: len(found) // _SAMPLE + 1]):
             area.quiet += 1
-            return True
-        area.quiet = 0
-        if left <= 0:
-            return False
-        _look(fd, found[:left])
-        left -= len(found)
-    return left >= 0
+            return _ALL
+        sample, area.quiet = False, 0
+        for name, following in found:
+            if count <= 0 or (at and monotonic() > end):
+                return at
+            with suppress(OSError):
+                os.stat(name, dir_fd=fd, follow_symlinks=False)
+            count, at = count - 1, following
+    return _ALL

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import pyfuse3
 import trio
 
+from zfsfs import garbage
 from zfsfs import mountpoint as mountpoints
 from zfsfs.builders.running import Records
 from zfsfs.config import Config
@@ -101,6 +102,7 @@ def serve(settings: Settings, ready: Callable[[], None]) -> None:
 
     def mounted(device: int) -> None:
         watchdog.watch(device)
+        garbage.put_off()
         ready()
 
     try:
@@ -182,6 +184,8 @@ async def _mounted(
             nursery.start_soon(tree.store.run)
             nursery.start_soon(lasting, builders.tidy)
             nursery.start_soon(_announce, mountpoint, tree, ready)
+            idle = (lambda: True) if line is None else line.is_idle
+            nursery.start_soon(garbage.collect_when_idle, idle, lambda: len(tree.table.by_ino))
             with trio.CancelScope() as serving:
                 if line is not None:
                     nursery.start_soon(_answer, line, serving)

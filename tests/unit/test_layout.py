@@ -21,7 +21,7 @@ LEVELS = (
     ("store",),
     ("config", "builders"),
     ("fs",),
-    ("watch",),
+    ("watch", "garbage"),
     ("daemon",),
     ("cli",),
     ("__main__",),

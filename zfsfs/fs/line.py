@@ -52,6 +52,8 @@ log = logging.getLogger(__name__)
 SPIN = 60e-6
 #: Seconds after which the event loop gets a turn.
 TURN = 2e-3
+#: Seconds after which one more moment without answers would not be noticed.
+IDLE = 1.0
 #: The most replies that are held back (of four processes at work each then waits a tenth less).
 _MOST_HELD = 4
 #: The caller was killed and its request withdrawn, or the mount is gone.
@@ -91,6 +93,7 @@ class Line:
         self._more = trio.Event()
         self._held: list[bytes] = []
         self._pid = 0  # who asked last
+        self._last = time.perf_counter()  # when nobody asked any more
         self._handlers = dict(HANDLERS)
         self.lane: Lane
         self._nursery: trio.Nursery
@@ -156,6 +159,11 @@ class Line:
             return self._answer_all()
         finally:
             self._tell()
+            self._last = time.perf_counter()
+
+    def is_idle(self) -> bool:
+        """Whether nobody has asked for anything of late."""
+        return time.perf_counter() - self._last > IDLE
 
     def _answer_all(self) -> bool | None:
         poll = select.poll()

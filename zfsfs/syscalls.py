@@ -86,16 +86,16 @@ def fchownat(fd: int, uid: int, gid: int) -> None:
     _check(_libc.fchownat(fd, b"", uid & 0xFFFFFFFF, gid & 0xFFFFFFFF, _AT_EMPTY_PATH), "fchownat")
 
 
-def directory_entries(fd: int, room: int = 1 << 15) -> list[tuple[bytes, int]]:
+def directory_entries(fd: int, room: int = 1 << 15) -> list[tuple[bytes, int, int]]:
     """getdents64(2): the next entries of an open directory, each with the offset that its successor has (lseek(2)
-    goes back there, whatever changes meanwhile); none at the end."""
+    goes back there, whatever changes meanwhile) and its inode number; none at the end."""
     buffer = bytearray(room)
     space = (ctypes.c_char * room).from_buffer(buffer)
     size = _check(_libc.getdents64(fd, space, room), "getdents64")
     found, at = [], 0
     while at < size:
-        _, following, length = _DIRENT64.unpack_from(buffer, at)
-        found.append((bytes(buffer[at + 19 : buffer.index(0, at + 19)]), following))
+        number, following, length = _DIRENT64.unpack_from(buffer, at)
+        found.append((bytes(buffer[at + 19 : buffer.index(0, at + 19)]), following, number))
         at += length
     return found
 

@@ -232,7 +232,7 @@ class Area:
         self._absent.clear()
         self.root.plain = False
         for node in nodes:
-            node.plain, node.warm = False, NEVER
+            node.plain, node.told, node.warm = False, False, NEVER
             names.setdefault(node.ino, [])
             if node.parent is not None and node.name is not None:
                 names.setdefault(node.parent.ino, []).append(node.name)

@@ -206,11 +206,11 @@ def _look_at_next(fd: int, count: int, area: Area, sample: bool = True, end: flo
     directory is taken to be in memory: because these are, as a sample shows, or because there are no more."""
     at = 0
     while found := syscalls.directory_entries(fd, _PART):
-        if sample and all(syscalls.is_cached(fd, name) for name, _ in found[:: len(found) // _SAMPLE + 1]):
+        if sample and all(syscalls.is_cached(fd, name) for name, _, _ in found[:: len(found) // _SAMPLE + 1]):
             area.quiet += 1
             return _ALL
         sample, area.quiet = False, 0
-        for name, following in found:
+        for name, following, _ in found:
             if count <= 0 or (at and monotonic() > end):
                 return at
             with suppress(OSError):

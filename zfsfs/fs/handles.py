@@ -41,12 +41,12 @@ class DirectoryHandle:
     warm_at: int = -1
     outlived: bool = False
     looking: threading.Lock | None = None  # locked while a worker looks ahead, see cold.py
-    _batch: list[tuple[bytes, int]] = field(default_factory=list)
+    _batch: list[tuple[bytes, int, int]] = field(default_factory=list)
     _at: int = 0
 
-    def entries(self, offset: int) -> Iterator[tuple[bytes, int]]:
-        """The names from an offset on, each with its successor's offset. What was yielded last counts as taken once
-        the next is asked for."""
+    def entries(self, offset: int) -> Iterator[tuple[bytes, int, int]]:
+        """The names from an offset on, each with its successor's offset and the number that it had in the dataset
+        when it was read. What was yielded last counts as taken once the next is asked for."""
         if offset != self._at or offset == 0:  # from the start: what is there now
             os.lseek(self.fd, offset, os.SEEK_SET)
             self._batch, self._at = [], offset

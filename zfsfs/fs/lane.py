@@ -29,6 +29,7 @@ from zfsfs.fs.backing import Backings
 from zfsfs.fs.cold import TRUST, is_cold, is_cold_at, look_ahead, slow, warm, warm_listing
 from zfsfs.fs.control import FIRST_INODE
 from zfsfs.fs.handles import DirectoryHandle, FileHandle
+from zfsfs.fs.listing import listed
 from zfsfs.fs.nodes import Node, stale
 from zfsfs.fs.operations import Operations
 from zfsfs.fs.own_lane import WireOperations, answer, raw
@@ -391,12 +392,12 @@ class Lane:
         assert isinstance(handle, DirectoryHandle)
         if is_cold_at(handle, offset):
             return None
-        listing, start = wire.Listing(size), monotonic()
-        self._ops.listed(handle, offset, listing)
-        slow(handle.node.area, start, len(listing.parts) // 4)
-        if not listing.parts:
+        start = monotonic()
+        reply, count = listed(self._files.table, handle, offset, size, self._ops.above(handle.node))
+        slow(handle.node.area, start, count)
+        if not count:
             handle.node.warm = start
-        return b"".join(listing.parts) or wire.DONE
+        return reply or wire.DONE
 
     def getxattr(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
         name = _name(body[8:])

@@ -47,12 +47,12 @@ NEVER = -math.inf
 class Node:
     """A file or directory in an area. `parent` is None for the area's root, and `name` is None for what has lost
     its name. `refs` counts the nodes that have it as their parent. `plain`: it is known that the directory has no
-    default ACL, or the file no capabilities. `warm`: when all that is in the directory was in memory
-    (time.monotonic), see cold.py."""
+    default ACL, or the file no capabilities. `told`: the kernel has been told a file's attributes, and none has
+    changed since. `warm`: when all that is in the directory was in memory (time.monotonic), see cold.py."""
 
     __slots__ = (
         "aliases", "area", "fd", "ino", "kind", "lookups", "name", "opens", "parent", "plain", "refs", "st_ino",
-        "warm",
+        "told", "warm",
     )  # fmt: skip
 
     def __init__(self, ino: int, area: Area, parent: Node | None, name: bytes | None, st_ino: int, kind: int):
@@ -66,7 +66,7 @@ class Node:
         self.refs = 0
         self.opens = 0
         self.fd = -1
-        self.plain, self.warm = False, NEVER
+        self.plain, self.told, self.warm = False, False, NEVER
         self.aliases: set[tuple[Node, bytes]] | None = None  # its other names, for hard links
 
     @property
@@ -321,6 +321,7 @@ class NodeTable:
         """The node lost one of its names. Another that we know takes its place; without one it stays nameless,
         to be reached by its pinned descriptor only."""
         self._keep_nothing(node)
+        node.told = False
         if node.aliases and (parent, name) in node.aliases:
             node.aliases.discard((parent, name))
             self._released(parent)

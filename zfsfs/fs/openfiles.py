@@ -98,6 +98,7 @@ class OpenFiles:
         self.handles[handle.fd] = handle
         node = handle.node
         node.opens += 1
+        node.told = False  # reading it moves a time, if only in the kernel
         node.area.opened(handle.writing, handle.guest)
         if self.backings is not None and not handle.direct:
             # What is read-only is cached by the kernel instead: it is to be read without a trace, and has no writers.
@@ -204,6 +205,7 @@ class OpenFiles:
         """close(2)."""
         handle = self.handles.pop(number)
         node = handle.node
+        node.told = False
         try:
             self._timed(handle)
             if isinstance(handle, FileHandle) and self.backings is not None and not handle.direct:

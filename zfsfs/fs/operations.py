@@ -346,14 +346,11 @@ class Operations(OwnOperations):
             return
         handle = self._files.handles[fh]
         assert isinstance(handle, DirectoryHandle)
-        self.listed(handle, start_id, token)
-
-    def listed(self, handle: DirectoryHandle, start_id: int, token: Any) -> None:
-        """Fill a reply with the entries of a directory of an area."""
         node = handle.node
-        for name, following in handle.entries(start_id):
+        for name, following, _ in handle.entries(start_id):
             if name in (b".", b".."):
-                if not self.add_entry(token, name, self.dot(self._dot_of(node, name)), following):
+                number = node.ino if name == b"." else self.above(node)
+                if not self.add_entry(token, name, self.dot(number), following):
                     return
                 continue
             try:
@@ -366,10 +363,8 @@ class Operations(OwnOperations):
                 return
             found.lookups += 1
 
-    def _dot_of(self, node: Node, name: bytes) -> int:
-        """The inode of '.' or '..'. The kernel doesn't count it as looked up."""
-        if name == b".":
-            return int(self.number(node))
+    def above(self, node: Node) -> int:
+        """The inode of a directory's '..'."""
         return int(self.number(node.parent)) if node.parent is not None else _GROUP_OF[node.area.place.kind]
 
     @answered

@@ -22,10 +22,8 @@ class WireOperations(Operations):
 
     entry = staticmethod(wire.entry)  # type: ignore[assignment]
     own_entry = staticmethod(wire.own)  # type: ignore[assignment]
-    dot = staticmethod(wire.dot)  # type: ignore[assignment]
     number = staticmethod(operator.attrgetter("shown"))
     opened = Opened  # type: ignore[assignment]
-    add_entry = staticmethod(wire.add)  # type: ignore[assignment]
 
 
 def raw(handler: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Coroutine[Any, Any, Any]]:

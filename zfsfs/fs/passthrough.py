@@ -335,7 +335,7 @@ class Passthrough(OpenFiles):
     def setxattr(self, node: Node, name: bytes, value: bytes, caller: Caller) -> None:
         """setxattr(2). An access list set by who is not in a file's group clears its set-group-ID bit."""
         self.changing(node.area)
-        node.plain = False
+        node.plain = node.told = False
         path = magic(self.descriptors.of(node))
         os.setxattr(path, name, value)
         if name == b"system.posix_acl_access" and caller.uid:
@@ -346,6 +346,7 @@ class Passthrough(OpenFiles):
     def removexattr(self, node: Node, name: bytes) -> None:
         """removexattr(2)."""
         self.changing(node.area)
+        node.told = False
         os.removexattr(magic(self.descriptors.of(node)), name)
 
 

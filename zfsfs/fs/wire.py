@@ -43,10 +43,7 @@ ENTRY_SIZE = 128
 _VALID = slice(24, 32)  # in an entry: for how long its attributes are good
 _NO_FRACTION = bytes(8)
 _ATTR_AT = 40  # where a file's attributes begin in an entry, with the inode first
-_INO = slice(40, 48)
-_KIND_AT = 101  # the byte of a mode that begins with what kind of file it is
 OPENED = Struct("<QIi")  # handle, flags, backing
-_DIRENT = Struct("<qII")  # after the inode: next offset, length of name, type
 INIT_OUT = Struct("<IIIIHHIIHHII24x")
 
 # What INIT can ask for.
@@ -82,6 +79,7 @@ def absent(timeout: int) -> bytes:
 def entry(node: Node, st: os.stat_result) -> bytes:
     """A file; the kernel may keep name and attributes as long as its area says."""
     area = node.area
+    node.told = True
     seconds, above = area.timeout, area.shown
     mode, number, _, links, uid, gid, size, atime, mtime, ctime = st  # one step instead of ten
     return _ENTRY.pack(
@@ -123,34 +121,6 @@ def own(ino: int, facts: Facts, born: int, *, passing: bool) -> bytes:
     )
 
 
-def dot(ino: int) -> bytes:
-    """'.' or '..' in a listing: a number and a type, and nothing that the kernel would keep."""
-    return _ENTRY.pack(0, 0, 0, 0, 0, 0, ino, 0, 0, 0, 0, 0, 0, 0, 0, 0o040000, 0, 0, 0, 0, 0, 0)
-
-
 def attributes(entry: bytes) -> bytes:
     """The reply to GETATTR and SETATTR: an entry's attributes."""
     return entry[_VALID] + _NO_FRACTION + entry[_ATTR_AT:]
-
-
-class Listing:
-    """A reply to READDIRPLUS that is being filled."""
-
-    __slots__ = ("left", "parts")
-
-    def __init__(self, size: int) -> None:
-        self.left = size
-        self.parts: list[bytes] = []
-
-
-def add(listing: Listing, name: bytes, entry: bytes, following: int) -> bool:
-    """Add an entry, whose successor is found at offset `following`; False when there is no room."""
-    length = len(name)
-    padded = length + 7 & ~7
-    size = ENTRY_SIZE + 24 + padded
-    if size > listing.left:
-        return False
-    listing.left -= size
-    dirent = _DIRENT.pack(following, length, entry[_KIND_AT] >> 4)
-    listing.parts += (entry, entry[_INO], dirent, name.ljust(padded, b"\0"))
-    return True

@@ -63,7 +63,21 @@ def running(*words, end=True):
         process.stdin.close()
 
 
+LACKING = """import ctypes, os
+fd = os.open(".", os.O_TMPFILE | os.O_RDWR)
+os.pwrite(fd, b"x" * (1 << 20), 0)
+print(ctypes.CDLL(None).fallocate(fd, 3, ctypes.c_long(0), ctypes.c_long(1 << 19)))
+os.fsync(fd)
+print(os.lseek(fd, 0, os.SEEK_DATA))"""
+
+
 # exec: as if the command had been run directly.
+
+
+def test_what_the_tree_has_no_request_for_works_natively(tree, build):
+    done = run(build, "--cwd", build, "--", sys.executable, "-c", LACKING)
+    assert done.stderr == ""
+    assert done.stdout.split() == ["0", str(1 << 19)]
 
 
 def test_the_command_works_on_the_dataset_under_the_same_path(tree, build):

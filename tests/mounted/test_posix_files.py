@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import mmap
 import os
@@ -10,12 +11,14 @@ import resource
 import signal
 import subprocess
 
+import pytest
 from comparing import ANNA, acting, compared, look, moved, opened, read, tick, tried, write
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
 
-O_TMPFILE = os.O_TMPFILE
+_FS_IOC_GETFLAGS, _FICLONE = 0x80086601, 0x40049409
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2  # fallocate(2)
 
 
 def flags_told(name: str, flags: int) -> object:
@@ -166,6 +169,19 @@ def test_space_can_be_asked_for():
         yield tried(os.posix_fallocate, fd, 0, 100_000), look(fd)
         os.pwrite(fd, b"kept", 10)
         yield tried(os.posix_fallocate, fd, 0, 200_000), look(fd), os.pread(fd, 4, 10)
+
+
+@pytest.mark.parametrize("place", ["build", "cache"])
+def test_what_has_no_request_fails_such_that_callers_fall_back(places, place):
+    folder = places.roots[place]
+    with opened(str(folder / "lacking"), os.O_RDWR | os.O_CREAT) as fd:
+        for mode in (0, _KEEP_SIZE, _KEEP_SIZE | _PUNCH_HOLE):
+            assert _libc.fallocate(fd, mode, 0, 4096) == -1
+            assert ctypes.get_errno() == errno.EOPNOTSUPP
+        assert tried(fcntl.ioctl, fd, _FS_IOC_GETFLAGS, bytes(8)) == "ENOTTY"
+        with opened(str(folder / "other"), os.O_RDWR | os.O_CREAT) as other:
+            assert tried(fcntl.ioctl, fd, _FICLONE, other) == "ENOTSUP"
+    assert tried(os.open, folder, os.O_TMPFILE | os.O_RDWR) == "ENOTSUP"
 
 
 @compared()

@@ -18,7 +18,7 @@ class FileHandle:
     fd: int
     node: Node
     writing: bool
-    append: bool = False
+    maps: bool = False  # may be written through a mapping
     uid: int = 0
     guest: bool = False
     direct: bool = False  # the kernel keeps nothing of what is read by it

@@ -74,8 +74,8 @@ class OpenFiles:
         if flags & os.O_TRUNC and caller.uid:
             clear_set_id(fd, caller)
         guest = not writing and _is_guest(node.area, caller)
-        node.area.mappable |= maps_to_write(flags)
-        handle = FileHandle(fd, node, writing, uid=caller.uid, guest=guest, direct=node.area.frozen)
+        maps = maps_to_write(flags)
+        handle = FileHandle(fd, node, writing, maps, uid=caller.uid, guest=guest, direct=node.area.frozen)
         if handle.direct:
             self.table.pin(node)  # its name may go any time
         return self.opened(handle)
@@ -99,6 +99,7 @@ class OpenFiles:
         node = handle.node
         node.opens += 1
         node.told = False  # reading it moves a time, if only in the kernel
+        node.area.mappable |= handle.maps
         node.area.opened(handle.writing, handle.guest)
         if self.backings is not None and not handle.direct:
             # What is read-only is cached by the kernel instead: it is to be read without a trace, and has no writers.
@@ -224,7 +225,7 @@ class OpenFiles:
 
     def _written_by_kernel(self, handle: FileHandle) -> None:
         """A file is closed into which the kernel has written by itself."""
-        if handle.node.lookups:
+        if handle.maps and handle.node.lookups:
             self.outdated(handle.node.ino)  # of what is written through a mapping it learns nothing
         if not os.fstatvfs(handle.fd).f_bavail:
             self.full(errno.ENOSPC)  # of which only the writer has heard

@@ -138,8 +138,7 @@ class Passthrough(OpenFiles):
             os.close(fd)
             os.unlink(name, dir_fd=folder)
             raise
-        node.area.mappable |= maps_to_write(flags)
-        return self.opened(FileHandle(fd, node, is_writing(flags), uid=caller.uid)), st
+        return self.opened(FileHandle(fd, node, is_writing(flags), maps_to_write(flags), uid=caller.uid)), st
 
     # Removing and moving.
 

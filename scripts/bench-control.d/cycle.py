@@ -131,6 +131,7 @@ async def _measure(pool: str, rounds: int, many: int, folder: Path) -> tuple[Fig
             await peer.prepare()
             for number in range(many):
                 await peer.make(f"c-{number}")
+            await peer.warm([f"c-{number}" for number in range(many)])
         for number in range(rounds):
             for count in counts:
                 peers = peers[1:] + peers[:1]

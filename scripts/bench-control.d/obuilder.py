@@ -55,6 +55,9 @@ class OBuilder:
     async def rest(self) -> None:
         """Nothing is made for what may come."""
 
+    async def warm(self, caches: list[str]) -> None:
+        """Nothing is the quicker for it."""
+
     async def start(self, ident: str, base: str | None) -> None:
         dataset = f"result/{ident}"
         if os.path.exists(self.path(dataset)):  # noqa: ASYNC240 - a lookup

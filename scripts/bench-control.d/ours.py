@@ -39,6 +39,17 @@ async def unchanging(look: Callable[[], Awaitable[object]]) -> None:
             known, since = now, trio.current_time()
 
 
+async def begun_and_opened(peer: Calls | Paths, caches: list[str]) -> None:
+    """As if all this had been in use for a while."""
+    for cache in caches:
+        await peer.start(f"warm-{cache}", None)
+        await peer.publish(f"warm-{cache}", None)
+        await peer.open(cache, "warm")
+        await peer.release(cache, "warm")
+    await peer.settled()
+    await peer.rest()
+
+
 class Calls:
     """A peer, see `cycle`: zfsfs.store in this process. Starting and opening end when the dataset can be looked
     into, as OBuilder's are mounted then."""
@@ -76,6 +87,10 @@ class Calls:
             return self.store.ready()
 
         await unchanging(ready)
+
+    async def warm(self, caches: list[str]) -> None:
+        """What others have done before."""
+        await begun_and_opened(self, caches)
 
     async def start(self, ident: str, base: str | None) -> None:
         name = BuildName(BuildId(ident.encode()), BuildId(base.encode()) if base else None)
@@ -156,6 +171,10 @@ class Paths:
             return (await trio.to_thread.run_sync(self._status))["ready"]
 
         await unchanging(ready)
+
+    async def warm(self, caches: list[str]) -> None:
+        """What others have done before."""
+        await begun_and_opened(self, caches)
 
     async def start(self, ident: str, base: str | None) -> None:
         await trio.to_thread.run_sync(os.mkdir, self.tree / "builds" / (f"{ident}@{base}" if base else ident))

@@ -214,7 +214,7 @@ def test_a_cache_that_is_opened_again_has_a_clone_ready(unmounted, tmp_path):
         return tree.status()["caches"][0]["ready"]
 
     for text in ("second", "third"):
-        clone = until(ready)
+        (clone,) = until(ready)
         with held(tree / "caches/c@next"):
             assert os.getxattr(tree / "caches/c@next", "user.zfsfs.dataset") == clone.encode()
             (tree / "caches/c@next/file").write_text(text)

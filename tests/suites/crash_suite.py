@@ -19,8 +19,8 @@ from zfsfs.driver import Driver, Step, viewing
 from zfsfs.errors import Missing, NoSpace
 from zfsfs.names import BuildId, BuildName, CacheName, Dataset, Snapshot, cache, cache_of, cache_tmp, result
 from zfsfs.store import Outcome, RecoveryReport, Session, Store, carry_out, check
+from zfsfs.store.demand import QUIET
 from zfsfs.store.layout import POLICY, PUBLISHERS, generation, rules
-from zfsfs.store.spares import QUIET
 
 ME = (os.getuid(), os.getgid())
 PLENTY = 10**9
@@ -347,7 +347,7 @@ async def kept_ready(scene: Scene) -> None:
     await scene.store.caches.spares.provide(trio.current_time() + QUIET)
     info = scene.store.caches.get(scene.npm)
     assert info is not None
-    assert (info.ready is not None) == scene.driver.cheap_clones
+    assert bool(info.ready) == scene.driver.cheap_clones
 
 
 async def opening_and_releasing_a_clone_that_was_kept_ready(scene: Scene) -> None:

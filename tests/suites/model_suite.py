@@ -32,7 +32,7 @@ from zfsfs.fs.tree import BUILDS, CACHES, RESULTS, Tree
 from zfsfs.fs.users import BUILD, FILE, OWN, SESSION, Users
 from zfsfs.fs.workers import Workers
 from zfsfs.store import CacheInfo, Store, check
-from zfsfs.store.spares import QUIET
+from zfsfs.store.demand import QUIET
 
 ME = Caller(os.getuid(), os.getgid())
 Files = dict[str, str]

@@ -15,8 +15,8 @@ from zfsfs.driver import viewing
 from zfsfs.errors import Exists
 from zfsfs.names import BuildId, BuildName, Dataset, result
 from zfsfs.store import Store, check
+from zfsfs.store.demand import HOT, QUIET
 from zfsfs.store.fresh import MOST
-from zfsfs.store.spares import HOT, QUIET
 
 ME = (os.getuid(), os.getgid())
 

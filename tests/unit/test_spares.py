@@ -13,7 +13,8 @@ from fake import FakeDriver
 from zfsfs.driver import viewing
 from zfsfs.names import CacheName, Dataset, cache
 from zfsfs.store import Outcome, Session, Store, check
-from zfsfs.store.spares import HOT, MOST, QUIET
+from zfsfs.store.demand import HOT, QUIET
+from zfsfs.store.spares import MOST
 
 ME = (os.getuid(), os.getgid())
 NPM = CacheName(b"npm")
@@ -85,6 +86,7 @@ async def test_who_opens_a_cache_again_gets_one_of_the_newest_version(driver: Fa
             view.close()
             assert session.take_view() is None
             assert await store.caches.release(session, changed=False) is Outcome.UNCHANGED
+            await later(store)
         assert contents(driver, cache(NPM)) == "two"
 
 
@@ -124,8 +126,49 @@ async def test_a_cache_that_nobody_opens_has_none(driver: FakeDriver) -> None:
         assert temporary(driver) == []
 
 
+async def test_there_are_as_many_as_sessions_were_opened_in_one_go(driver: FakeDriver) -> None:
+    async with started(driver) as store:
+        labels = [b"%d" % number for number in range(3)]
+        for again in range(2):
+            before = temporary(driver)
+            sessions = [await store.caches.open(NPM, label) for label in labels]
+            assert again == 0 or sorted(str(each.dataset) for each in sessions) == before
+            await later(store)
+            assert store.ready() == [], "one of them may be published"
+            for each in sessions:
+                await store.caches.release(each, changed=again == 0)
+            await later(store)
+            assert len(temporary(driver)) == len(store.ready()) == len(labels)
+        await use(store)
+        await later(store)
+        await later(store, HOT - 1)
+        assert len(temporary(driver)) == len(labels)
+        await later(store, HOT + 2)
+        assert temporary(driver) == []
+
+
+async def test_each_cache_has_one_before_another_has_more(driver: FakeDriver) -> None:
+    async with started(driver) as store:
+        names = [NPM, *(CacheName(b"%d" % number) for number in range(MOST // 2 - 1))]
+        for name in names[1:]:
+            await store.caches.create(name, ME, 0o755)
+        for count in (1, MOST):
+            sessions = [await store.caches.open(name, b"%d" % each) for name in names for each in range(count)]
+            for session in sessions:
+                await store.caches.release(session, changed=False)
+            await later(store)
+            assert len(temporary(driver)) == len(names) if count == 1 else MOST
+        infos = [store.caches.get(name) for name in names]
+        assert [len(info.ready) for info in infos if info] == [2] * len(names)
+
+
 async def test_there_are_few(driver: FakeDriver) -> None:
     async with started(driver) as store:
+        sessions = [await store.caches.open(NPM, b"%d" % label) for label in range(MOST + 3)]
+        for each in sessions:
+            await store.caches.release(each, changed=False)
+        await later(store)
+        assert len(temporary(driver)) == MOST
         names = [CacheName(b"%d" % number) for number in range(MOST + 3)]
         for name in names:
             await store.caches.create(name, ME, 0o755)

@@ -55,7 +55,7 @@ def status(tree: Tree) -> dict[str, Any]:
                 "policy": (rules := tree.sessions.ruling.of(name)).policy.value,
                 "publishers": rules.publishers.text,
                 "waiting": tree.sessions.waiters(name),
-                "ready": str(info.ready) if info.ready else None,
+                "ready": [str(each) for each in info.ready],
             }
             for name in store.caches.names()
             if (info := store.caches.get(name)) is not None

@@ -75,7 +75,7 @@ class Caches:
         if entry is None:
             return None
         where = cache(name) if entry.swap is None else entry.swap[0].whole
-        ready = entry.spare.dataset if entry.spare is not None else None
+        ready = tuple(each.dataset for each in entry.spares)
         return CacheInfo(name, entry.generation, entry.created, len(entry.sessions), where, entry.rules, ready)
 
     def is_decided(self, session: Session) -> bool:

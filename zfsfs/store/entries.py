@@ -16,8 +16,8 @@ from zfsfs.store.swap import Swap
 
 @dataclass(frozen=True, slots=True)
 class CacheInfo:
-    """A cache: how often it was published, when it was made, how many sessions are open, its rules, and a clone that
-    is kept ready for the next session, if there is one."""
+    """A cache: how often it was published, when it was made, how many sessions are open, its rules, and the
+    clones that are kept ready for sessions."""
 
     name: CacheName
     generation: int
@@ -25,7 +25,7 @@ class CacheInfo:
     sessions: int
     dataset: Dataset
     rules: Rules = field(default_factory=Rules)
-    ready: Dataset | None = None
+    ready: tuple[Dataset, ...] = ()
 
 
 @dataclass(eq=False, slots=True)
@@ -74,7 +74,7 @@ class Entry:
     cloned: trio.Event = field(default_factory=trio.Event)
     sessions: set[Session] = field(default_factory=set)
     swap: tuple[Swap, Session] | None = None  # decided, and not yet tidied
-    spare: Spare | None = None
+    spares: list[Spare] = field(default_factory=list)  # of the newest version
 
     def understand(self) -> None:
         """What is stored, as rules."""

@@ -1,7 +1,7 @@
 """Empty datasets kept ready, so that a build that begins with nothing waits for one rename, and no first look.
 
 Guarantees
-- There are as many as builds were begun in one go in the last `HOT` seconds, and `MOST` at most.
+- There are as many as builds were begun in one go in the last ten minutes (`demand`), and `MOST` at most.
 - On the disk one is rubbish until a build gets it, so after a crash it is destroyed. Nobody has written in it.
 - The oldest goes first: what ZFS says of when a build's dataset was made is some minutes early at most.
 
@@ -18,9 +18,9 @@ import trio
 from zfsfs.driver import Driver, View
 from zfsfs.errors import ZfsfsError
 from zfsfs.names import Dataset
+from zfsfs.store.demand import QUIET, Demand
 from zfsfs.store.layout import Numbers, junk
 from zfsfs.store.reaper import Reaper
-from zfsfs.store.spares import HOT, QUIET
 from zfsfs.threads import in_thread
 
 log = logging.getLogger(__name__)
@@ -36,9 +36,7 @@ class Fresh:
         self._reaper = reaper
         self._numbers = numbers
         self.ready: dict[Dataset, View] = {}
-        self._begun = 0  # since some were last made
-        self._last = -math.inf
-        self._bursts: list[tuple[float, int]] = []
+        self._demand = Demand()
         self._making = trio.Lock()
         self._wake = trio.Event()
         self._closed = not driver.cheap_clones
@@ -47,8 +45,7 @@ class Fresh:
         """One for a build that begins, if there is one; it is the caller's."""
         if self._closed:
             return None
-        self._begun += 1
-        self._last = trio.current_time()
+        self._demand.need(trio.current_time(), self._demand.count + 1)
         self._wake.set()
         return self._oldest() if self.ready else None
 
@@ -65,23 +62,19 @@ class Fresh:
         while not self._closed:
             self._wake = trio.Event()
             await self.provide(trio.current_time())
-            ends = [when + HOT for when, _ in self._bursts]
-            if self._begun:
-                ends.append(self._last + QUIET)
-            with trio.move_on_at(min(ends, default=math.inf)):
+            quiet = self._demand.last + QUIET if self._demand.count else math.inf
+            with trio.move_on_at(min(quiet, self._demand.changes())):
                 await self._wake.wait()
 
     async def provide(self, now: float) -> None:
         """Make and give up what is due at a time (trio's)."""
         async with self._making:
-            if self._begun and self._last + QUIET <= now:
-                self._bursts.append((now, self._begun))
-                self._begun = 0
-            self._bursts = [each for each in self._bursts if each[0] + HOT > now]
-            wanted = min(max((count for _, count in self._bursts), default=0), MOST)
+            if self._demand.last + QUIET <= now:
+                self._demand.over(now)
+            wanted = min(self._demand.wanted(now), MOST)
             while len(self.ready) > wanted:
                 self.give_up(*self._oldest())
-            if self._begun == 0 and not self._driver.trouble():
+            if not self._demand.count and not self._driver.trouble():
                 async with trio.open_nursery() as nursery:
                     for _ in range(wanted - len(self.ready)):
                         nursery.start_soon(self._make)

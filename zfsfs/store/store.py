@@ -68,8 +68,8 @@ class Store:
 
     def ready(self) -> list[Dataset]:
         """The datasets that are kept ready."""
-        infos = [self.caches.get(name) for name in self.caches.names()]
-        return [*self.builds.fresh.ready, *(info.ready for info in infos if info is not None and info.ready)]
+        infos = [info for name in self.caches.names() if (info := self.caches.get(name)) is not None]
+        return [*self.builds.fresh.ready, *(each for info in infos for each in info.ready)]
 
     async def keep_nothing_ready(self) -> None:
         """Give up what is kept ready, for good."""

@@ -1,0 +1,39 @@
+"""How many of a kind were needed in one go, of late: so many are worth being kept ready."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+#: Seconds without a request after which a go is over, and after which it is forgotten.
+QUIET = 1.0
+HOT = 600.0
+
+
+@dataclass(slots=True)
+class Demand:
+    """See the module. Times are trio's."""
+
+    last: float = -math.inf  # when one was last needed
+    count: int = 0  # how many, in the go that is not over
+    _goes: list[tuple[float, int]] = field(default_factory=list)
+
+    def need(self, now: float, together: int) -> None:
+        """One is needed, and in this go so many are together."""
+        self.last = now
+        self.count = max(self.count, together)
+
+    def over(self, now: float) -> None:
+        """The go is over."""
+        if self.count:
+            self._goes.append((now, self.count))
+            self.count = 0
+
+    def wanted(self, now: float) -> int:
+        """How many were needed in the largest of the last."""
+        self._goes = [each for each in self._goes if each[0] + HOT > now]
+        return max((count for _, count in self._goes), default=0)
+
+    def changes(self) -> float:
+        """When that will be another number at the earliest."""
+        return min((when + HOT for when, _ in self._goes), default=math.inf)

@@ -280,15 +280,21 @@ class Builds:
     def _busy_datasets(self) -> set[Dataset]:
         return {result(each) for each in (*self._running, *self._flying)}
 
-    async def _entomb(self, datasets: list[Dataset], view: View | None = None) -> Dataset:
-        """Give datasets up, clones first: each becomes rubbish by one rename, and is destroyed by and by. Returns
-        what the last of them is called now; `view` is one of that, and is closed before."""
-        assert datasets
-        for dataset in datasets:
-            # A crash between two of them: what is based on a result is given up and the result is still there.
-            grave = await in_thread(bury, self._driver, dataset, self._numbers.take(), former_leaf(dataset))
-            self._reaper.add(grave, with_foreign=True, view=view if dataset == datasets[-1] else None)
-        return grave
+    async def _entomb(self, datasets: list[Dataset], arrive: Arrive = at_once, view: View | None = None) -> Dataset:
+        """Give datasets up, clones first: each becomes rubbish by one rename, and is destroyed by and by, once
+        `arrive` has returned. Returns what the last of them is called now; `view` is one of that, and is closed
+        before."""
+        graves: list[Dataset] = []
+        try:
+            for dataset in datasets:
+                # A crash between two of them: what is based on a result is given up and the result is still there.
+                number = self._numbers.take()
+                graves.append(await in_thread(bury, self._driver, dataset, number, former_leaf(dataset)))
+            await arrive()
+        finally:
+            for count, grave in enumerate(graves, 1):
+                self._reaper.add(grave, with_foreign=True, view=view if count == len(datasets) else None)
+        return graves[-1]
 
     async def publish(self, id: BuildId, arrive: Arrive = at_once) -> ResultInfo:
         """A build becomes a result. The caller has seen to it that everything is written and nobody writes. `arrive`
@@ -324,8 +330,7 @@ class Builds:
             raise Missing(f"{id} is not being built")
         with self._flight(id):
             # One verb: a crash before it leaves a left-over, a crash after it rubbish.
-            grave = await self._entomb([build.dataset], view)
-            await arrive()
+            grave = await self._entomb([build.dataset], arrive, view)
             del self._running[id]
         self._events.append("discarded", str(id), f"build {id} is discarded")
         return grave
@@ -388,7 +393,7 @@ class Builds:
             raise Missing(f"{id} is no failed build")
         with self._flight(id):
             # One verb: a crash before it leaves the failed build, a crash after it rubbish.
-            grave = await self._entomb([kept.dataset], view)
+            grave = await self._entomb([kept.dataset], view=view)
             del self._failed[id]
         self._events.append("failed-deleted", str(id), f"failed build {id} is deleted", guid=kept.guid)
         return grave
@@ -423,14 +428,14 @@ class Builds:
             if found.dataset in listing:
                 info = listing[found.dataset]
                 doomed = _doomed(listing, found.dataset, running)
-                grave = await self._entomb(doomed, view)
+                grave = await self._entomb(doomed, arrive, view)
                 for kept in [each for each in self._failed.values() if each.dataset in doomed]:
                     del self._failed[kept.id]
                     text = f"failed build {kept.id} is deleted with its base"
                     self._events.append("failed-deleted", str(kept.id), text, guid=kept.guid)
             else:
                 await close_view(view)  # somebody else has destroyed it
-            await arrive()
+                await arrive()
             del self._results[id]
         others = foreign(info) if info is not None else []
         along = f", and its snapshots {', '.join(others)} with it" if others else ""

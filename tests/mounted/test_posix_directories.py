@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from comparing import compared, opened, tried, write
+from comparing import compared, look, opened, tried, write
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.opendir.restype = ctypes.c_void_p
@@ -47,6 +49,45 @@ class Directory:
 
     def close(self) -> None:
         _libc.closedir(self._stream)
+
+
+def mapped(name: str) -> None:
+    """Write into a file through a mapping that outlives the descriptor."""
+    with opened(name, os.O_RDWR) as fd:
+        mapping = mmap.mmap(fd, 5)
+    mapping[0:1] = b"m"
+    mapping.close()
+
+
+CHANGES: dict[str, Callable[[str], object]] = {
+    "written": lambda name: write(name, b"longer than before"),
+    "cut off": lambda name: os.truncate(name, 2),
+    "mapped": mapped,
+    "chmod": lambda name: os.chmod(name, 0o600),
+    "times": lambda name: os.utime(name, ns=(1, 2)),
+    "linked": lambda name: os.link(name, f"{name} too"),
+    "unlinked": lambda name: (os.link(name, f"{name} too"), os.unlink(name)),
+    "renamed": lambda name: os.rename(name, f"{name} more"),
+    "replaced": lambda name: (write(f"new {name}", b"new"), os.rename(f"new {name}", name)),
+    "made anew": lambda name: (os.unlink(name), os.mkdir(name)),
+}
+
+
+@compared()
+def test_listings_show_what_is_there_now_whatever_they_showed_before():
+    def shown() -> list[Any]:
+        with os.scandir(".") as entries:
+            found = sorted(
+                (each.name, each.inode(), each.is_dir(), each.stat(follow_symlinks=False)) for each in entries
+            )
+        return [(name, ino == st.st_ino, folder, look(name), st.st_mtime_ns == 2) for name, ino, folder, st in found]
+
+    for name in CHANGES:
+        write(name, b"12345")
+    yield shown()
+    for name, change in CHANGES.items():
+        change(name)
+        yield name, shown()
 
 
 @compared()

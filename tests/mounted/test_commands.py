@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import changed_daemon
 import pytest
@@ -105,6 +107,10 @@ def test_an_ordinary_user_mounts_a_directory_for_itself(tmp_path_factory):
         # The environment of the tests may lie where an ordinary user can't look.
         if subprocess.run([*user, sys.executable, "-c", "import pyfuse3, trio"], check=False).returncode:
             pytest.skip("an ordinary user can't read this Python environment")
+        # There may be a /dev/fuse for root only, and fusermount3 serves users that have a name.
+        os.mknod(f"{folder}/fuse", 0o600 | stat.S_IFCHR, os.stat("/dev/fuse").st_rdev)
+        os.chmod(f"{folder}/fuse", 0o666)
+        Path(folder, "passwd").write_text(Path("/etc/passwd").read_text() + "anna:x:1234:1234::/:/bin/sh\n")
         script = f"""
             set -e
             cd {folder}; mkdir mnt
@@ -113,7 +119,9 @@ def test_an_ordinary_user_mounts_a_directory_for_itself(tmp_path_factory):
             mkdir mnt/builds/b; echo x > mnt/builds/b/f; mv mnt/builds/b mnt/results/b; cat mnt/results/b/f
             z umount mnt
         """
-        done = subprocess.run([*user, "sh", "-c", script], capture_output=True, text=True, check=False)
+        there = 'mount --bind "$0/fuse" /dev/fuse; mount --bind "$0/passwd" /etc/passwd; exec "$@"'
+        command = ["unshare", "-m", "sh", "-ec", there, folder, *user, "sh", "-c", script]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert (done.stdout, done.stderr) == ("x\n", "")
     finally:
         shutil.rmtree(folder)

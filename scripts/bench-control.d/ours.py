@@ -17,8 +17,8 @@ from zfsfs.store import Outcome, Session, Store
 from zfsfs.zfs.driver import ZfsDriver
 
 OWNER = (0, 0)
-#: Seconds after which nothing more is made that nobody has asked for: it begins after one.
-STILL = 3.0
+#: Seconds after which nothing more is made that nobody has asked for: it begins after two.
+STILL = 4.0
 
 
 def create(pool: str) -> None:

@@ -15,7 +15,7 @@ from zfsfs.driver import viewing
 from zfsfs.errors import Exists
 from zfsfs.names import BuildId, BuildName, Dataset, result
 from zfsfs.store import Store, check
-from zfsfs.store.demand import HOT, QUIET
+from zfsfs.store.demand import HOT, PATIENCE, QUIET, Activity
 from zfsfs.store.fresh import MOST
 
 ME = (os.getuid(), os.getgid())
@@ -135,3 +135,12 @@ async def test_after_a_crash_it_is_gone(driver: FakeDriver) -> None:
     await again.start()
     assert ready(driver) == []
     await again.close()
+
+
+def test_what_is_due_is_made_when_nobody_asks_for_anything_or_after_some_time() -> None:
+    activity = Activity()
+    assert activity.pause(100.0) == 100.0
+    activity.last = 100.0 - QUIET / 2
+    assert activity.pause(100.0) == 100.0 + QUIET / 2
+    activity.last = 1000.0
+    assert activity.pause(100.0) == 100.0 + PATIENCE

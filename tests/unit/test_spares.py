@@ -122,7 +122,7 @@ async def test_a_cache_that_nobody_opens_has_none(driver: FakeDriver) -> None:
         await use(store)
         await later(store)
         assert len(temporary(driver)) == 1
-        await later(store, HOT + 1)
+        await later(store, HOT + QUIET + 1)
         assert temporary(driver) == []
 
 
@@ -143,7 +143,7 @@ async def test_there_are_as_many_as_sessions_were_opened_in_one_go(driver: FakeD
         await later(store)
         await later(store, HOT - 1)
         assert len(temporary(driver)) == len(labels)
-        await later(store, HOT + 2)
+        await later(store, HOT + QUIET + 1)
         assert temporary(driver) == []
 
 

@@ -111,7 +111,13 @@ class Builds:
     """See the module. Reads are plain; what changes something is async."""
 
     def __init__(
-        self, driver: Driver, events: EventLog, reaper: Reaper, numbers: Numbers, clock: Callable[[], float]
+        self,
+        driver: Driver,
+        events: EventLog,
+        reaper: Reaper,
+        numbers: Numbers,
+        fresh: Fresh,
+        clock: Callable[[], float],
     ) -> None:
         self._clock = clock
         self._driver = driver
@@ -121,7 +127,7 @@ class Builds:
         self._results: dict[BuildId, ResultInfo] = {}
         self._failed: dict[BuildId, FailedInfo] = {}
         self._running: dict[BuildId, BuildInfo] = {}
-        self.fresh = Fresh(driver, reaper, numbers)
+        self.fresh = fresh
         self._flying: dict[BuildId, BuildId | None] = {}  # and the base that must stay meanwhile
 
     def load(self, listing: Listing) -> None:

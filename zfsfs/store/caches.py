@@ -39,7 +39,13 @@ class Caches:
     another version by something else than a release that returns."""
 
     def __init__(
-        self, driver: Driver, events: EventLog, reaper: Reaper, numbers: Numbers, clock: Callable[[], float]
+        self,
+        driver: Driver,
+        events: EventLog,
+        reaper: Reaper,
+        numbers: Numbers,
+        spares: Spares,
+        clock: Callable[[], float],
     ) -> None:
         self.renewed: Callable[[CacheName], None] = lambda name: None
         self._driver = driver
@@ -51,7 +57,7 @@ class Caches:
         self._creating: set[CacheName] = set()
         self._broken: set[CacheName] = set()
         self._untidy = trio.Event()
-        self.spares = Spares(driver, reaper, numbers)
+        self.spares = spares
         self._said: dict[CacheName, str] = {}
 
     def load(self, listing: Listing, broken: Collection[CacheName] = ()) -> None:

@@ -1,4 +1,5 @@
-"""How many of a kind were needed in one go, of late: so many are worth being kept ready."""
+"""How many of a kind were needed in one go, of late: so many are worth being kept ready. And when to make them: as
+long as others ask for something they would only be slower."""
 
 from __future__ import annotations
 
@@ -6,8 +7,21 @@ import math
 from dataclasses import dataclass, field
 
 #: Seconds without a request after which a go is over, and after which it is forgotten.
-QUIET = 1.0
+QUIET = 2.0
 HOT = 600.0
+#: Seconds after which what is due is made whatever goes on.
+PATIENCE = 30.0
+
+
+@dataclass(slots=True)
+class Activity:
+    """When somebody last asked the store for something (trio's time)."""
+
+    last: float = -math.inf
+
+    def pause(self, due: float) -> float:
+        """When what is due at a time is to be made, as far as is known."""
+        return min(max(due, self.last + QUIET), due + PATIENCE)
 
 
 @dataclass(slots=True)

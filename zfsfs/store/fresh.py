@@ -18,7 +18,7 @@ import trio
 from zfsfs.driver import Driver, View
 from zfsfs.errors import ZfsfsError
 from zfsfs.names import Dataset
-from zfsfs.store.demand import QUIET, Demand
+from zfsfs.store.demand import QUIET, Activity, Demand
 from zfsfs.store.layout import Numbers, junk
 from zfsfs.store.reaper import Reaper
 from zfsfs.threads import in_thread
@@ -31,11 +31,12 @@ MOST = 16
 class Fresh:
     """See the module. Only `run`, by `provide`, makes any."""
 
-    def __init__(self, driver: Driver, reaper: Reaper, numbers: Numbers) -> None:
+    def __init__(self, driver: Driver, reaper: Reaper, numbers: Numbers, activity: Activity) -> None:
         self._driver = driver
         self._reaper = reaper
         self._numbers = numbers
         self.ready: dict[Dataset, View] = {}
+        self._activity = activity
         self._demand = Demand()
         self._making = trio.Lock()
         self._wake = trio.Event()
@@ -62,14 +63,17 @@ class Fresh:
         while not self._closed:
             self._wake = trio.Event()
             await self.provide(trio.current_time())
-            quiet = self._demand.last + QUIET if self._demand.count else math.inf
-            with trio.move_on_at(min(quiet, self._demand.changes())):
+            pause = self._pause() if self._demand.count else math.inf
+            with trio.move_on_at(min(pause, self._demand.changes())):
                 await self._wake.wait()
+
+    def _pause(self) -> float:
+        return self._activity.pause(self._demand.last + QUIET)
 
     async def provide(self, now: float) -> None:
         """Make and give up what is due at a time (trio's)."""
         async with self._making:
-            if self._demand.last + QUIET <= now:
+            if self._pause() <= now:
                 self._demand.over(now)
             wanted = min(self._demand.wanted(now), MOST)
             while len(self.ready) > wanted:

@@ -20,7 +20,7 @@ import trio
 from zfsfs.driver import Driver
 from zfsfs.errors import ZfsfsError
 from zfsfs.names import Snapshot, cache, cache_tmp
-from zfsfs.store.demand import QUIET, Demand
+from zfsfs.store.demand import QUIET, Activity, Demand
 from zfsfs.store.entries import Entry, Spare
 from zfsfs.store.layout import SNAP, Numbers
 from zfsfs.store.reaper import Reaper
@@ -34,10 +34,11 @@ MOST = 32
 class Spares:
     """See the module. Only `run`, by `provide`, makes any."""
 
-    def __init__(self, driver: Driver, reaper: Reaper, numbers: Numbers) -> None:
+    def __init__(self, driver: Driver, reaper: Reaper, numbers: Numbers, activity: Activity) -> None:
         self._driver = driver
         self._reaper = reaper
         self._numbers = numbers
+        self._activity = activity
         self._demands: dict[Entry, Demand] = {}  # the one that was last opened last
         self._due: dict[Entry, float] = {}  # when spares are to be made (trio's time)
         self._count = 0  # of all that there are, and that are being made
@@ -100,7 +101,10 @@ class Spares:
         while not self._closed:
             self._wake = trio.Event()
             await self.provide(trio.current_time())
-            ends = [*self._due.values(), *(each.changes() for each in self._demands.values())]
+            ends = [
+                *map(self._activity.pause, self._due.values()),
+                *(each.changes() for each in self._demands.values()),
+            ]
             with trio.move_on_at(min(ends, default=math.inf)):
                 await self._wake.wait()
 
@@ -109,7 +113,7 @@ class Spares:
         wanting: dict[Entry, int] = {}
         async with self._making, trio.open_nursery() as nursery:
             for entry, demand in list(self._demands.items()):
-                due = self._due.get(entry, math.inf) <= now
+                due = self._activity.pause(self._due.get(entry, math.inf)) <= now
                 if due:
                     del self._due[entry]
                     demand.over(now)

@@ -15,11 +15,17 @@ from zfsfs.driver import Driver
 from zfsfs.names import Dataset
 from zfsfs.store.builds import Builds
 from zfsfs.store.caches import Caches
-from zfsfs.store.events import EventLog
+from zfsfs.store.demand import Activity
+from zfsfs.store.events import Event, EventLog
+from zfsfs.store.fresh import Fresh
 from zfsfs.store.layout import Numbers, free_number
 from zfsfs.store.reaper import Explain, Reaper, nobody
 from zfsfs.store.recovery import RecoveryReport, carry_out
+from zfsfs.store.spares import Spares
 from zfsfs.threads import in_thread, lasting
+
+#: The kinds of events that nobody has asked for.
+BACKGROUND = ("postponed", "destroyed", "recovered", "warning")
 
 
 class Store:
@@ -31,8 +37,15 @@ class Store:
         self.events = EventLog(clock)
         self.reaper = Reaper(driver, self.events, explain)
         self._numbers = Numbers()
-        self.builds = Builds(driver, self.events, self.reaper, self._numbers, clock)
-        self.caches = Caches(driver, self.events, self.reaper, self._numbers, clock)
+        self._activity = Activity()
+        self.events.subscribers.append(self._happened)
+        kept = driver, self.reaper, self._numbers, self._activity
+        self.builds = Builds(driver, self.events, self.reaper, self._numbers, Fresh(*kept), clock)
+        self.caches = Caches(driver, self.events, self.reaper, self._numbers, Spares(*kept), clock)
+
+    def _happened(self, event: Event) -> None:
+        if event.kind not in BACKGROUND:
+            self._activity.last = trio.current_time()
 
     async def start(self) -> RecoveryReport:
         """Lock the pool, make what is missing, recover, and fill the tables.

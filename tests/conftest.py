@@ -6,6 +6,11 @@ import signal
 
 import crash_counts
 import pytest
+from hypothesis import settings
+
+# A loaded machine is no failure.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 # Suites are no test modules themselves; their asserts should explain themselves all the same.
 pytest.register_assert_rewrite("suites", "comparing")

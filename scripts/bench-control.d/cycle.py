@@ -22,6 +22,7 @@ Peer = OBuilder | Calls | Paths
 Key = tuple[str, str]
 #: Of a count, a row and a peer: seconds.
 Figures = dict[str, dict[str, dict[str, list[float]]]]
+Say = Callable[[int, Figures, list[float]], None]
 
 
 async def at_once(work: Callable[..., Awaitable[None]], items: Iterable[tuple[str, str | None]]) -> float:
@@ -116,7 +117,7 @@ def transaction_group(driver: ZfsDriver, pool: str) -> float:
         return time.perf_counter() - start
 
 
-async def _measure(pool: str, rounds: int, many: int, folder: Path) -> tuple[Figures, list[float]]:
+async def _measure(pool: str, rounds: int, many: int, folder: Path, after: Say) -> tuple[Figures, list[float]]:
     counts = sorted({1, many})
     figures: Figures = {str(count): {} for count in counts}
     floors: list[float] = []
@@ -138,14 +139,14 @@ async def _measure(pool: str, rounds: int, many: int, folder: Path) -> tuple[Fig
                 for peer in peers:
                     await Cycle(peer, count, f"{number}-{count}", figures[str(count)]).run()
                     floors += [transaction_group(calls.store.driver, pool) for _ in range(3)]  # type: ignore[arg-type]
-            print(f"round {number + 1} of {rounds}", flush=True)
+            after(number + 1, figures, floors)
         for peer in peers:
             await peer.finish()
         nursery.cancel_scope.cancel()
     return figures, floors
 
 
-def measure(pool: str, rounds: int, many: int) -> tuple[Figures, list[float]]:
-    """All figures, and the floors between them."""
+def measure(pool: str, rounds: int, many: int, after: Say) -> tuple[Figures, list[float]]:
+    """All figures, and the floors between them; `after` is told of those that there are after each round."""
     with tempfile.TemporaryDirectory(prefix="zfsfs-bench-control.") as name:
-        return trio.run(_measure, pool, rounds, many, Path(name))
+        return trio.run(_measure, pool, rounds, many, Path(name), after)

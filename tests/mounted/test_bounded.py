@@ -77,15 +77,20 @@ def stopped(gate: Path, action: Callable[[Mounted], None], tree: Mounted) -> Ite
         thread.join()
 
 
-@pytest.mark.parametrize(("call", "action"), [("fsync", write_and_sync), ("pread", read), ("snapshot", publish_slow)])
-def test_a_call_that_waits_delays_no_other_request(unmounted, tmp_path, call, action):
+def prepare(tree: Mounted, call: str, gate: Path) -> None:
+    """A tree whose daemon will wait in this call: a result `done` in it, and the builds `slow` and `other`."""
     for name in ("entered", "go"):
-        os.mkfifo(tmp_path / name)
-    tree = unmounted
-    mount(tree, call, tmp_path)
+        os.mkfifo(gate / name)
+    mount(tree, call, gate)
     publish(tree, "done")
     os.mkdir(tree / "builds/slow")
     os.mkdir(tree / "builds/other")
+
+
+@pytest.mark.parametrize(("call", "action"), [("fsync", write_and_sync), ("pread", read), ("snapshot", publish_slow)])
+def test_a_call_that_waits_delays_no_other_request(unmounted, tmp_path, call, action):
+    tree = unmounted
+    prepare(tree, call, tmp_path)
     with stopped(tmp_path, action, tree) as thread:
         other_work(tree)
         assert thread.is_alive()
@@ -110,13 +115,8 @@ VERBS = [("create", begin_slow), ("snapshot", publish_slow), ("rename", discard_
 
 @pytest.mark.parametrize(("call", "action"), VERBS)
 def test_a_verb_that_waits_delays_none_of_the_others_in_its_group(unmounted, tmp_path, call, action):
-    for name in ("entered", "go"):
-        os.mkfifo(tmp_path / name)
     tree = unmounted
-    mount(tree, call, tmp_path)
-    publish(tree, "done")
-    os.mkdir(tree / "builds/slow")
-    os.mkdir(tree / "builds/other")
+    prepare(tree, call, tmp_path)
     with stopped(tmp_path, action, tree) as thread:
         publish(tree, "next")
         os.rmdir(tree / "results/next")

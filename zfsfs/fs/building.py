@@ -28,6 +28,7 @@ from zfsfs.fs.area import Area
 from zfsfs.fs.caller import NOBODY, Caller
 from zfsfs.fs.logs import Logs
 from zfsfs.fs.places import BuildPlace
+from zfsfs.fs.quiet import abandoned
 from zfsfs.fs.tree import BUILDS, Tree
 from zfsfs.fs.waiting import Ends
 from zfsfs.names import SessionName
@@ -285,6 +286,8 @@ class Builders:
     async def _finish(self, run: Run) -> None:
         place = _place(run.area)
         old, ident = b"builds/" + bytes(place.name), place.name.id
+        if not self._closing:
+            await abandoned(run.area)
         if place.cancelled:
             await self._tree.discard_cancelled(run.area)
             return

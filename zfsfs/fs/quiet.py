@@ -10,6 +10,8 @@ from zfsfs.names import shown
 
 #: Seconds that a handle may take to be released after close(2) returned.
 DRAIN = 1.0
+#: Seconds that what was killed may take to be gone, on a machine that has much to do.
+GONE = 60.0
 
 
 async def not_native(area: Area) -> None:
@@ -30,6 +32,15 @@ async def not_written(area: Area, otherwise: str) -> None:
         await area.until(lambda: not area.writers)
     if area.writers:
         raise Busy(f"{otherwise}: {area.writers} files in it are open for writing")
+
+
+async def abandoned(area: Area) -> None:
+    """Those who had an area natively have been killed: give them the time to be gone."""
+    with trio.move_on_after(GONE):
+        while area.held is not None:
+            area.held.look()
+            with trio.move_on_after(DRAIN):
+                await area.until(lambda: area.held is None)
 
 
 async def closed(area: Area) -> None:

@@ -259,13 +259,6 @@ class NodeTable:
         node.area.outlived[node] = kept
         self.outdated(node.ino)
 
-    def outlived(self, node: Node) -> int:
-        """The descriptor of an open file of what its area showed before. Raises ESTALE: it has none."""
-        fd = node.area.outlived.get(node, -1)
-        if fd < 0:
-            raise stale()
-        return fd
-
     def _keep_nothing(self, node: Node) -> None:
         if self.keeper is not None:
             self.keeper.drop(node)

@@ -48,9 +48,9 @@ class Passthrough(OpenFiles):
                 st = os.stat(node.name, dir_fd=self.descriptors.of(node.parent), follow_symlinks=False)
                 if st.st_ino == node.st_ino:
                     return st
-        # By its number alone: who asks may have it open. Whoever comes by a name is told to look again.
-        known = node.fd >= 0 or node.name is not None or node.parent is None
-        return os.fstat(self.descriptors.of(node) if known else self.table.outlived(node))
+        # Who asks may have it open, of what was shown before.
+        kept = node.area.outlived.get(node, -1)
+        return os.fstat(kept if kept >= 0 else self.descriptors.of(node))
 
     def readlink(self, node: Node) -> bytes:
         """A symbolic link's text."""

@@ -56,6 +56,9 @@ class Cycle:
         started = time.monotonic()
         await self.builds("start", None)
         await self.builds("start on base", f"start-{self.tag}-0")
+        await self.builds("start on used", "warm-c-0")
+        await self.peer.rest()
+        await self.whole_builds()
         await self.winning()
         await self.losing()
         await self.unchanged()
@@ -67,10 +70,20 @@ class Cycle:
     async def builds(self, row: str, base: str | None) -> None:
         builds = [(f"{row.replace(' ', '-')}-{self.tag}-{number}", base) for number in range(self.count)]
         self.note(row, await at_once(self.peer.start, builds))
-        seconds = await at_once(self.peer.publish, builds)
+        await self.peer.settled()  # who builds takes longer
+        self.note("publish", await at_once(self.peer.publish, builds))
         await self.peer.settled()
-        if base:
-            self.note("publish", seconds)
+
+    async def whole_builds(self) -> None:
+        """Started and published at once, so that nothing can be put off."""
+
+        async def whole(ident: str, base: str | None) -> None:
+            await self.peer.start(ident, base)
+            await self.peer.publish(ident, base)
+
+        builds = [(f"whole-{self.tag}-{number}", None) for number in range(self.count)]
+        self.note("whole", await at_once(whole, builds))
+        await self.peer.settled()
 
     async def winning(self) -> None:
         sessions = self.sessions("win")

@@ -56,7 +56,9 @@ class OBuilder:
         """Nothing is made for what may come."""
 
     async def warm(self, caches: list[str]) -> None:
-        """Nothing is the quicker for it."""
+        """A base; nothing is the quicker for it."""
+        await self.start(f"warm-{caches[0]}", None)
+        await self.publish(f"warm-{caches[0]}", None)
 
     async def start(self, ident: str, base: str | None) -> None:
         dataset = f"result/{ident}"

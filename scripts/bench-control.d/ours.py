@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -44,6 +45,8 @@ async def begun_and_opened(peer: Calls | Paths, caches: list[str]) -> None:
     for cache in caches:
         await peer.start(f"warm-{cache}", None)
         await peer.publish(f"warm-{cache}", None)
+        await peer.start(f"next-{cache}", f"warm-{caches[0]}")
+        await peer.publish(f"next-{cache}", f"warm-{caches[0]}")
         await peer.open(cache, "warm")
         await peer.release(cache, "warm")
     await peer.settled()
@@ -77,6 +80,8 @@ class Calls:
         async with trio.open_nursery() as nursery:
             while self.done:
                 nursery.start_soon(trio.to_thread.run_sync, self.done.pop().close)
+        for ident in self.store.builds.running():
+            await self.store.builds.named(ident)
         await self.store.caches.settle()
         await self.store.reaper.try_all()
 
@@ -152,13 +157,15 @@ class Paths:
     def _zfsfs(*arguments: object) -> None:
         subprocess.run([sys.executable, "-m", "zfsfs", *map(str, arguments)], check=True)
 
-    def _status(self) -> dict[str, list[object]]:
-        found: dict[str, list[object]] = json.loads((self.tree / ".zfsfs/status.json").read_text())
+    def _status(self) -> dict[str, list[Any]]:
+        found: dict[str, list[Any]] = json.loads((self.tree / ".zfsfs/status.json").read_text())
         return found
 
     async def settled(self) -> None:
         def busy() -> bool:
             now = self._status()
+            for build in now["builds"]:
+                os.getxattr(self.tree / build["path"], "user.zfsfs.used")  # waits until its dataset has its name
             return len(now["sessions"]) > len(self.fds) or bool(now["waiting"])
 
         while await trio.to_thread.run_sync(busy):  # noqa: ASYNC110 - it is another process

@@ -13,6 +13,7 @@ from collections.abc import Sequence as Sequence_
 from dataclasses import dataclass
 
 import trio
+import trio.testing
 from faults import PowerCut, Stopping, no_room
 
 from zfsfs.driver import Driver, Step, viewing
@@ -30,10 +31,15 @@ _FILES = ("one", "two")
 def fill(driver: Driver, dataset: Dataset, text: str) -> None:
     """Contents that show when they are mixed with others."""
     with viewing(driver, dataset, writable=True) as root:
-        for name in _FILES:
-            fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644, dir_fd=root)
-            os.write(fd, text.encode())
-            os.close(fd)
+        write(root, text)
+
+
+def write(root: int, text: str) -> None:
+    """The same, in a directory."""
+    for name in _FILES:
+        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644, dir_fd=root)
+        os.write(fd, text.encode())
+        os.close(fd)
 
 
 def seen(driver: Driver, target: Dataset | Snapshot) -> str | None:
@@ -205,6 +211,27 @@ async def start_of_a_build_in_a_dataset_that_was_kept_ready(scene: Scene) -> Non
     await scene.store.builds.start(BuildName(scene.d), ME, 0o755)
     assert len(fresh.ready) == max(before - 1, 0)
     await scene.store.builds.discard(scene.d)
+    await scene.store.complete_deletes()
+
+
+async def build_in_a_dataset_that_gets_its_name_later(scene: Scene) -> None:
+    builds = scene.store.builds
+    for _ in range(2):
+        await builds.start(BuildName(scene.d, scene.b), ME, 0o755)
+        await builds.discard(scene.d)
+    await builds.fresh.provide(trio.current_time() + QUIET)
+    scene.may(scene.d, None, "d")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(builds.naming.run)
+        await trio.testing.wait_all_tasks_blocked()
+        build, view = await builds.begin(BuildName(scene.d, scene.b), ME, 0o755)
+        try:
+            write(view.fd, "d")
+        finally:
+            view.close()
+        nursery.cancel_scope.cancel()
+    await builds.publish(build.id)
+    scene.must(scene.d, "d")
     await scene.store.complete_deletes()
 
 
@@ -439,6 +466,7 @@ async def start_up_after_obuilder_was_cut_off(scene: Scene) -> None:
 SEQUENCES = (
     Sequence("builds", start_of_a_build),
     Sequence("builds", start_of_a_build_in_a_dataset_that_was_kept_ready, deletes=True),
+    Sequence("builds", build_in_a_dataset_that_gets_its_name_later, deletes=True),
     Sequence("builds", start_of_a_build_with_a_base),
     Sequence("builds", start_of_a_build_over_what_a_crash_left, deletes=True),
     Sequence("builds", publishing_a_build),
@@ -469,16 +497,23 @@ SEQUENCES = (
 )
 
 
-async def stopped(sequence: Sequence, scene: Scene, stop: Armed, budget: int) -> bool:
-    """Carry out a sequence with so many calls. Whether it was cut."""
-    stop.arm(budget)
+async def until_cut(sequence: Sequence, scene: Scene) -> bool:
+    """Carry out a sequence. Whether a power cut ended it."""
     try:
         await sequence.run(scene)
     except PowerCut:
-        pass
+        return True
     except BaseExceptionGroup as group:  # of several things at once
         if group.split(PowerCut)[1] is not None:
             raise
+        return True
+    return False
+
+
+async def stopped(sequence: Sequence, scene: Scene, stop: Armed, budget: int) -> bool:
+    """Carry out a sequence with so many calls. Whether it was cut."""
+    stop.arm(budget)
+    await until_cut(sequence, scene)
     # What a process has open is closed when it dies.
     await scene.store.keep_nothing_ready()
     await scene.store.reaper.let_go()

@@ -19,6 +19,7 @@ from suites.crash_suite import (
     recovered_step_by_step,
     settled,
     stopped,
+    until_cut,
 )
 
 from zfsfs.driver import Driver
@@ -140,12 +141,9 @@ async def test_a_directory_store_whose_process_ends_within_a_call(sequence: Sequ
 async def died(driver: DyingDirectory, sequence: Sequence, scene: Scene, budget: int) -> bool:
     driver.arm(budget)
     try:
-        await sequence.run(scene)
-    except PowerCut:
-        return True
+        return await until_cut(sequence, scene)
     finally:
         driver.close()
-    return False
 
 
 def recovered_dying(storage: DirectoryStorage) -> int:

@@ -1,4 +1,4 @@
-"""Empty datasets kept ready: a build that begins with nothing gets one, and nobody notices."""
+"""Datasets kept ready: a build that begins gets one, and nobody notices."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zfsfs.errors import Exists
 from zfsfs.names import BuildId, BuildName, Dataset, result
 from zfsfs.store import Store, check
 from zfsfs.store.demand import HOT, PATIENCE, QUIET, Activity
-from zfsfs.store.fresh import MOST
+from zfsfs.store.fresh import MOST, MOST_ALIKE
 
 ME = (os.getuid(), os.getgid())
 
@@ -45,18 +45,32 @@ def ready(driver: FakeDriver) -> list[Dataset]:
     return sorted(each for each in driver.list() if each.leaf.endswith("-ready"))
 
 
+def clones(driver: FakeDriver) -> list[Dataset]:
+    return [each for each in ready(driver) if driver.list()[each].origin is not None]
+
+
 async def later(store: Store, seconds: float = QUIET) -> None:
     """What the background does in that time."""
     await store.builds.fresh.provide(trio.current_time() + seconds)
     await store.reaper.try_all()
 
 
-async def begin(store: Store, *names: str) -> None:
+async def begin(store: Store, *names: str, base: BuildId | None = None) -> None:
     for name in names:
-        build, view = await store.builds.begin(BuildName(BuildId(name.encode())), ME, 0o700)
+        build, view = await store.builds.begin(BuildName(BuildId(name.encode()), base), ME, 0o700)
         assert build.dataset == result(BuildId(name.encode()))
         assert stat.S_IMODE(os.fstat(view.fd).st_mode) == 0o700
         view.close()
+
+
+async def published(store: Store, name: str) -> BuildId:
+    """A result with one file, `name`."""
+    ident = BuildId(name.encode())
+    build = await store.builds.start(BuildName(ident), ME, 0o700)
+    with viewing(store.driver, build.dataset, writable=True) as root:
+        os.close(os.open(name, os.O_WRONLY | os.O_CREAT, dir_fd=root))
+    await store.builds.publish(ident)
+    return ident
 
 
 async def test_a_build_gets_one_under_its_own_name(driver: FakeDriver) -> None:
@@ -92,7 +106,50 @@ async def test_there_are_as_many_as_were_begun_in_one_go(driver: FakeDriver) -> 
 
 async def test_there_are_few(driver: FakeDriver) -> None:
     async with started(driver) as store:
-        await begin(store, *(str(number) for number in range(MOST + 3)))
+        await begin(store, *(str(number) for number in range(MOST_ALIKE + 3)))
+        await later(store)
+        assert len(ready(driver)) == MOST_ALIKE
+
+
+async def test_a_result_that_is_built_on_twice_has_clones_ready(driver: FakeDriver) -> None:
+    async with started(driver) as store:
+        base = await published(store, "base")
+        await begin(store, "a", base=base)
+        await later(store)
+        assert clones(driver) == [], "a step of a chain is built on once"
+        await begin(store, "b", base=base)
+        await later(store)
+        (kept,) = clones(driver)
+        guid = driver.list()[kept].guid
+        await begin(store, "c", base=base)
+        assert driver.list()[result(BuildId(b"c"))].guid == guid
+        with viewing(driver, result(BuildId(b"c"))) as root:
+            assert os.listdir(root) == ["base"]
+        (info,) = [each for each in store.builds.running().values() if each.id == BuildId(b"c")]
+        assert info.base == base
+
+
+async def test_a_clone_kept_ready_keeps_no_result_and_outlives_none(driver: FakeDriver) -> None:
+    async with started(driver) as store:
+        base = await published(store, "base")
+        await begin(store, "a", "b", base=base)
+        for each in (b"a", b"b"):
+            await store.builds.discard(BuildId(each))
+        await later(store)
+        assert clones(driver)
+        await store.builds.delete(base)
+        await store.reaper.try_all()
+        assert clones(driver) == []
+        assert result(base) not in driver.list()
+        await published(store, "base")
+        await begin(store, "c", base=base)
+
+
+async def test_of_all_kinds_together_there_are_few(driver: FakeDriver) -> None:
+    async with started(driver) as store:
+        for number in range(MOST_ALIKE):
+            base = await published(store, f"base{number}")
+            await begin(store, *(f"{each}-{number}" for each in range(4)), base=base)
         await later(store)
         assert len(ready(driver)) == MOST
 

@@ -107,6 +107,8 @@ class Natives:
         held = await self._take(area, target, writable=writable)
         try:
             driver = self._tree.store.driver
+            if isinstance(area.place, BuildPlace):
+                await self._tree.store.builds.named(area.place.name.id)
             native = await in_thread(lambda: driver.native(target, writable=writable))
         except BaseException:
             self._untaken(held)

@@ -139,6 +139,7 @@ async def xattr(tree: Tree, area: Area, name: bytes) -> bytes | None:
     facts, dataset = _facts(tree, area)
     if key in ("used", "referenced"):
         try:
+            await tree.store.builds.naming.settle(dataset)
             space = await in_thread(tree.store.driver.space, dataset)
         except StoreError:
             return b"0"

@@ -30,10 +30,10 @@ told of files: they are written through a view of the driver, as the tree does.
 The errors are those of `zfsfs.errors`. `Store.run` tidies and destroys in the background, where a program runs on.
 """
 
-from zfsfs.store.builds import BuildInfo, Builds, FailedInfo, ResultInfo
+from zfsfs.store.builds import Builds
 from zfsfs.store.caches import Caches
 from zfsfs.store.check import check, leftovers
-from zfsfs.store.entries import CacheInfo, Session
+from zfsfs.store.entries import BuildInfo, CacheInfo, FailedInfo, ResultInfo, Session
 from zfsfs.store.events import Event, EventLog, Outcome
 from zfsfs.store.policy import Policy, Publishers, Rules
 from zfsfs.store.reaper import Waiting

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import trio
@@ -24,8 +23,9 @@ from zfsfs.errors import Busy, Exists, Missing, StoreError
 from zfsfs.names import BuildId, BuildName, Dataset, Snapshot, build_of, result
 from zfsfs.store.arriving import Arrive, at_once
 from zfsfs.store.check import base_of
+from zfsfs.store.entries import BuildInfo, FailedInfo, ResultInfo, failed_info
 from zfsfs.store.events import EventLog
-from zfsfs.store.fresh import Fresh
+from zfsfs.store.fresh import Fresh, make
 from zfsfs.store.layout import (
     FAILED,
     SNAP,
@@ -38,44 +38,11 @@ from zfsfs.store.layout import (
     former_leaf,
     is_junk,
 )
+from zfsfs.store.naming import Naming
 from zfsfs.store.reaper import Reaper, bury
 from zfsfs.store.roots import give_root
 from zfsfs.store.views import close_view
 from zfsfs.threads import in_thread
-
-
-@dataclass(frozen=True, slots=True)
-class BuildInfo:
-    """A build that runs."""
-
-    id: BuildId
-    base: BuildId | None
-    created: float
-    dataset: Dataset
-
-
-@dataclass(frozen=True, slots=True)
-class ResultInfo:
-    """A registered result. `guid` is its dataset's, 0 when it was published since the start: see `Builds.guid`."""
-
-    id: BuildId
-    base: BuildId | None
-    created: float
-    dataset: Dataset
-    guid: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class FailedInfo:
-    """A build that failed and is kept: `facts` are how it ended, whatever who kept it wrote down; `ended` when."""
-
-    id: BuildId
-    base: BuildId | None
-    created: float
-    guid: int
-    dataset: Dataset
-    ended: float
-    facts: Mapping[str, Any]
 
 
 def _doomed(listing: Listing, dataset: Dataset, running: set[Dataset]) -> list[Dataset]:
@@ -96,15 +63,6 @@ def _doomed(listing: Listing, dataset: Dataset, running: set[Dataset]) -> list[D
             pending.append(clone)
         found.append(info.dataset)
     return found[::-1]
-
-
-def _failed_info(ident: BuildId, info: DatasetInfo) -> FailedInfo:
-    try:
-        facts = json.loads(info.properties.get(FAILED, ""))
-        ended = float(facts.pop("ended"))
-    except (ValueError, TypeError, KeyError, AttributeError):
-        facts, ended = {}, float(info.created)
-    return FailedInfo(ident, base_of(info), info.created, info.guid, info.dataset, ended, facts)
 
 
 class Builds:
@@ -128,6 +86,7 @@ class Builds:
         self._failed: dict[BuildId, FailedInfo] = {}
         self._running: dict[BuildId, BuildInfo] = {}
         self.fresh = fresh
+        self.naming = Naming(self._rename)
         self._flying: dict[BuildId, BuildId | None] = {}  # and the base that must stay meanwhile
 
     def load(self, listing: Listing) -> None:
@@ -141,7 +100,7 @@ class Builds:
             if ident in self._failed:
                 # (c) of `keep`.
                 self._reaper.add(self._failed[ident].dataset, with_foreign=True)
-            self._failed[ident] = _failed_info(ident, info)
+            self._failed[ident] = failed_info(ident, info)
         for info in listing.values():
             ident = build_of(info.dataset)
             if ident is not None and info.snapshot(SNAP) is not None:
@@ -169,11 +128,18 @@ class Builds:
 
     async def guid(self, id: BuildId) -> int:
         """The number of a running build's dataset, which no other ever has. Raises Missing. Costs a look at it."""
-        build = self._running.get(id)
-        info = await in_thread(self._driver.info, build.dataset) if build else None
+        info = None
+        if id in self._running:
+            await self.named(id)
+            info = await in_thread(self._driver.info, result(id))
         if info is None:
             raise Missing(f"{id} is not being built")
         return info.guid
+
+    async def named(self, id: BuildId) -> None:
+        """Wait until a running build's dataset has its name, which it may get after it has begun. Raises what the
+        verb raises."""
+        await self.naming.settle(result(id))
 
     @contextmanager
     def _flight(self, ident: BuildId, base: BuildId | None = None) -> Iterator[None]:
@@ -190,9 +156,10 @@ class Builds:
             raise Busy(f"{ident}: something else is being done with it")
 
     async def start(self, name: BuildName, owner: tuple[int, int], mode: int) -> BuildInfo:
-        """See `begin`, for who doesn't want to look into it."""
+        """See `begin`, for who wants to look into it by its name."""
         build, view = await self.begin(name, owner, mode)
         view.close()
+        await self.named(build.id)
         return build
 
     def may_begin(self, name: BuildName) -> None:
@@ -206,14 +173,14 @@ class Builds:
 
     async def begin(self, name: BuildName, owner: tuple[int, int], mode: int) -> tuple[BuildInfo, View]:
         """Start a build, from nothing or as a clone of its base; what a crash left of it is cleared first. The view,
-        a writable one, is the caller's to close.
+        a writable one, is the caller's to close. Its dataset may get its name a moment later: see `named`.
 
         Raises what `may_begin` does, Busy (a result is based on what is left over), and what the verbs raise.
         """
         self.may_begin(name)
         ident, base, dataset = name.id, name.base, result(name.id)
         with self._flight(ident, base):
-            view = None if base else await self._named(dataset, owner, mode)
+            view = await self._kept_ready(dataset, base, owner, mode)
             if view is None:
                 view = await self._made(dataset, base, owner, mode)
             build = BuildInfo(ident, base, self._clock(), dataset)
@@ -222,41 +189,50 @@ class Builds:
         self._events.append("build-started", str(ident), f"build {ident} is started{origin}", base=str(base or ""))
         return build, view
 
-    def _make(self, dataset: Dataset, base: BuildId | None) -> None:
-        if base is None:
-            self._driver.create(dataset)
-        else:
-            self._driver.clone(Snapshot(result(base), SNAP), dataset)
-
-    async def _named(self, dataset: Dataset, owner: tuple[int, int], mode: int) -> View | None:
-        """Give an empty dataset that was kept ready to a build; None when there is none, or that can't be: the name
-        may be taken, or somebody has destroyed it."""
-        found = self.fresh.take()
+    async def _kept_ready(
+        self, dataset: Dataset, base: BuildId | None, owner: tuple[int, int], mode: int
+    ) -> View | None:
+        """Give a dataset that was kept ready to a build; None when there is none, or that can't be: the name may be
+        taken, or somebody has destroyed it."""
+        found = self.fresh.take(base)
         if found is None:
             return None
         ready, view = found
 
-        def name() -> None:
-            give_root(view.fd, ready, owner, mode)
-            # One verb, and a crash before it leaves rubbish, after it (2) of `_made`.
-            self._driver.rename(ready, dataset)
+        def prepare() -> bool:
+            if self._driver.info(dataset) is not None:
+                return False
+            if base is None:
+                give_root(view.fd, ready, owner, mode)
+            return True
 
         try:
-            await in_thread(name)
+            if await in_thread(prepare):
+                # A crash before it has its name leaves rubbish, after it (2) of `_made`.
+                await self.naming.give(ready, dataset)
+                return view
         except BaseException as failure:
             self.fresh.give_up(ready, view)
-            if isinstance(failure, StoreError):
-                return None
-            raise
-        return view
+            if not isinstance(failure, StoreError):
+                raise
+        else:
+            self.fresh.give_up(ready, view)
+        return None
+
+    async def _rename(self, ready: Dataset, dataset: Dataset) -> None:
+        try:
+            await in_thread(self._driver.rename, ready, dataset)
+        except Exists:  # since we looked
+            await self._clear(dataset)
+            await in_thread(self._driver.rename, ready, dataset)
 
     async def _made(self, dataset: Dataset, base: BuildId | None, owner: tuple[int, int], mode: int) -> View:
         try:
-            await in_thread(self._make, dataset, base)
+            await in_thread(make, self._driver, dataset, base)
         except Exists:
             # A crash after (1) or (2) below: a dataset without @snap.
             await self._clear(dataset)
-            await in_thread(self._make, dataset, base)
+            await in_thread(make, self._driver, dataset, base)
         # (1) A crash here: a left-over that belongs to root.
         try:
             return await in_thread(self._look, dataset, None if base else owner, mode)
@@ -314,6 +290,7 @@ class Builds:
         if build is None:
             raise Missing(f"{id} is not being built")
         with self._flight(id):
+            await self.named(id)
             # One verb: a crash before it leaves a left-over, a crash after it a result.
             await in_thread(self._driver.snapshot, Snapshot(build.dataset, SNAP))
             await arrive()
@@ -336,7 +313,8 @@ class Builds:
             raise Missing(f"{id} is not being built")
         with self._flight(id):
             # One verb: a crash before it leaves a left-over, a crash after it rubbish.
-            grave = await self._entomb([build.dataset], arrive, view)
+            grave = await self._entomb([await self.naming.current(build.dataset)], arrive, view)
+            self.naming.forget(build.dataset)
             del self._running[id]
         self._events.append("discarded", str(id), f"build {id} is discarded")
         return grave
@@ -424,6 +402,7 @@ class Builds:
         Raises what `may_delete` does, and what the verbs raise: the result is then still there.
         """
         self.may_delete(id)
+        self.fresh.drop(id)
         found, grave = self._results[id], None
         with self._flight(id):
             running = self._busy_datasets()

@@ -48,6 +48,11 @@ class Demand:
         self._goes = [each for each in self._goes if each[0] + HOT > now]
         return max((count for _, count in self._goes), default=0)
 
+    def begun(self, now: float) -> int:
+        """How many were needed in all, in the last gos and in this one."""
+        self.wanted(now)
+        return self.count + sum(count for _, count in self._goes)
+
     def changes(self) -> float:
         """When that will be another number at the earliest."""
         return min((when + HOT for when, _ in self._goes), default=math.inf)

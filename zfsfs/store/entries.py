@@ -1,17 +1,65 @@
-"""What is known of a cache and of its sessions while the store runs."""
+"""What is known of builds, and of caches and their sessions, while the store runs."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import trio
 
-from zfsfs.driver import View
-from zfsfs.names import CacheName, Dataset, shown
+from zfsfs.driver import DatasetInfo, View
+from zfsfs.names import BuildId, CacheName, Dataset, shown
+from zfsfs.store.check import base_of
 from zfsfs.store.events import Outcome
-from zfsfs.store.layout import POLICY, PUBLISHERS
+from zfsfs.store.layout import FAILED, POLICY, PUBLISHERS
 from zfsfs.store.policy import Rules, stored_rules
 from zfsfs.store.swap import Swap
+
+
+@dataclass(frozen=True, slots=True)
+class BuildInfo:
+    """A build that runs."""
+
+    id: BuildId
+    base: BuildId | None
+    created: float
+    dataset: Dataset
+
+
+@dataclass(frozen=True, slots=True)
+class ResultInfo:
+    """A registered result. `guid` is its dataset's, 0 when it was published since the start: see `Builds.guid`."""
+
+    id: BuildId
+    base: BuildId | None
+    created: float
+    dataset: Dataset
+    guid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FailedInfo:
+    """A build that failed and is kept: `facts` are how it ended, whatever who kept it wrote down; `ended` when."""
+
+    id: BuildId
+    base: BuildId | None
+    created: float
+    guid: int
+    dataset: Dataset
+    ended: float
+    facts: Mapping[str, Any]
+
+
+def failed_info(ident: BuildId, info: DatasetInfo) -> FailedInfo:
+    """A failed build as it is stored; what nobody can read any more is left out."""
+    try:
+        facts = json.loads(info.properties.get(FAILED, ""))
+        ended = float(facts.pop("ended"))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        facts, ended = {}, float(info.created)
+    return FailedInfo(ident, base_of(info), info.created, info.guid, info.dataset, ended, facts)
 
 
 @dataclass(frozen=True, slots=True)

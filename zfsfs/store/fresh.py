@@ -1,31 +1,63 @@
-"""Empty datasets kept ready, so that a build that begins with nothing waits for one rename, and no first look.
+"""Datasets kept ready for builds, empty ones and clones of results that are built on often, so that who begins one
+waits for no clone and no first look.
 
 Guarantees
-- There are as many as builds were begun in one go in the last ten minutes (`demand`), and `MOST` at most.
-- On the disk one is rubbish until a build gets it, so after a crash it is destroyed. Nobody has written in it.
+- There are as many of a kind as builds were begun in one go in the last ten minutes (see `demand`), and of all kinds
+  together `MOST`. A result counts once it was built on twice in that time.
+- On the disk one is rubbish until a build gets it, so after a crash it is destroyed. Nobody has written in it. It
+  keeps no result from being deleted, and is given up when that is done.
 - The oldest goes first: what ZFS says of when a build's dataset was made is some minutes early at most.
 
-They are made when no build has begun for `QUIET`, where looking into a dataset for the first time takes its time.
+They are made when no build of their kind has begun for `QUIET`, where looking into a dataset for the first time takes
+its time.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+from dataclasses import dataclass, field
 
 import trio
 
 from zfsfs.driver import Driver, View
 from zfsfs.errors import ZfsfsError
-from zfsfs.names import Dataset
+from zfsfs.names import BuildId, Dataset, Snapshot, result
 from zfsfs.store.demand import QUIET, Activity, Demand
-from zfsfs.store.layout import Numbers, junk
+from zfsfs.store.layout import SNAP, Numbers, junk
 from zfsfs.store.reaper import Reaper
 from zfsfs.threads import in_thread
 
 log = logging.getLogger(__name__)
 
-MOST = 16
+MOST = 32
+#: The most of a kind.
+MOST_ALIKE = 16
+
+
+def make(driver: Driver, dataset: Dataset, base: BuildId | None) -> None:
+    """The dataset of a build, by one verb. Raises what that raises."""
+    if base is None:
+        driver.create(dataset)
+    else:
+        driver.clone(Snapshot(result(base), SNAP), dataset)
+
+
+@dataclass(eq=False, slots=True)
+class _Kind:
+    """What builds begin with: nothing, or a result."""
+
+    base: BuildId | None
+    demand: Demand = field(default_factory=Demand)
+    ready: dict[Dataset, View] = field(default_factory=dict)
+
+    def wanted(self, now: float) -> int:
+        begun = self.demand.begun(now)
+        return min(self.demand.wanted(now), MOST_ALIKE) if self.base is None or begun > 1 else 0
+
+    def oldest(self) -> tuple[Dataset, View]:
+        dataset = next(iter(self.ready))
+        return dataset, self.ready.pop(dataset)
 
 
 class Fresh:
@@ -35,60 +67,79 @@ class Fresh:
         self._driver = driver
         self._reaper = reaper
         self._numbers = numbers
-        self.ready: dict[Dataset, View] = {}
         self._activity = activity
-        self._demand = Demand()
+        self._kinds: dict[BuildId | None, _Kind] = {}  # the one that was last needed last
         self._making = trio.Lock()
         self._wake = trio.Event()
         self._closed = not driver.cheap_clones
 
-    def take(self) -> tuple[Dataset, View] | None:
+    @property
+    def ready(self) -> list[Dataset]:
+        """All there are."""
+        return [dataset for kind in self._kinds.values() for dataset in kind.ready]
+
+    def take(self, base: BuildId | None) -> tuple[Dataset, View] | None:
         """One for a build that begins, if there is one; it is the caller's."""
         if self._closed:
             return None
-        self._demand.need(trio.current_time(), self._demand.count + 1)
+        kind = self._kinds[base] = self._kinds.pop(base, _Kind(base))
+        kind.demand.need(trio.current_time(), kind.demand.count + 1)
+        if len(self._kinds) > MOST:
+            self.drop(next(iter(self._kinds)))
         self._wake.set()
-        return self._oldest() if self.ready else None
-
-    def _oldest(self) -> tuple[Dataset, View]:
-        dataset = next(iter(self.ready))
-        return dataset, self.ready.pop(dataset)
+        return kind.oldest() if kind.ready else None
 
     def give_up(self, dataset: Dataset, view: View) -> None:
         """Nobody will need it."""
         self._reaper.add(dataset, with_foreign=True, view=view)
+
+    def drop(self, base: BuildId | None) -> None:
+        """Nobody will build on a result any more."""
+        kind = self._kinds.pop(base, None)
+        while kind is not None and kind.ready:
+            self.give_up(*kind.oldest())
 
     async def run(self) -> None:
         """Make and give up what is due, until cancelled."""
         while not self._closed:
             self._wake = trio.Event()
             await self.provide(trio.current_time())
-            pause = self._pause() if self._demand.count else math.inf
-            with trio.move_on_at(min(pause, self._demand.changes())):
+            kinds = self._kinds.values()
+            ends = [
+                *(self._due(kind) for kind in kinds if kind.demand.count),
+                *(kind.demand.changes() for kind in kinds),
+            ]
+            with trio.move_on_at(min(ends, default=math.inf)):
                 await self._wake.wait()
 
-    def _pause(self) -> float:
-        return self._activity.pause(self._demand.last + QUIET)
+    def _due(self, kind: _Kind) -> float:
+        return self._activity.pause(kind.demand.last + QUIET)
 
     async def provide(self, now: float) -> None:
         """Make and give up what is due at a time (trio's)."""
         async with self._making:
-            if self._pause() <= now:
-                self._demand.over(now)
-            wanted = min(self._demand.wanted(now), MOST)
-            while len(self.ready) > wanted:
-                self.give_up(*self._oldest())
-            if not self._demand.count and not self._driver.trouble():
+            missing: list[_Kind] = []
+            for kind in list(self._kinds.values()):
+                if kind.demand.count and self._due(kind) <= now:
+                    kind.demand.over(now)
+                wanted = kind.wanted(now)
+                while len(kind.ready) > wanted:
+                    self.give_up(*kind.oldest())
+                if not kind.demand.count:
+                    missing += [kind] * (wanted - len(kind.ready))
+                if not kind.demand.begun(now):
+                    self.drop(kind.base)
+            if not self._driver.trouble():
                 async with trio.open_nursery() as nursery:
-                    for _ in range(wanted - len(self.ready)):
-                        nursery.start_soon(self._make)
+                    for kind in missing[: max(MOST - len(self.ready), 0)]:
+                        nursery.start_soon(self._make, kind)
 
-    async def _make(self) -> None:
+    async def _make(self, kind: _Kind) -> None:
         dataset = junk(self._numbers.take(), "ready", "result")
         try:
             with trio.CancelScope(shield=True):
                 # One verb, and after a crash the dataset is there, rubbish by its name.
-                await in_thread(self._driver.create, dataset)
+                await in_thread(make, self._driver, dataset, kind.base)
                 try:
                     view = await in_thread(lambda: self._driver.view(dataset, writable=True))
                 except BaseException:
@@ -97,14 +148,14 @@ class Fresh:
         except ZfsfsError as failure:
             log.info("no dataset is kept ready: %s", failure)
             return
-        if self._closed:
+        if self._closed or self._kinds.get(kind.base) is not kind:
             self.give_up(dataset, view)
         else:
-            self.ready[dataset] = view
+            kind.ready[dataset] = view
 
     async def close(self) -> None:
         """Give up all there are, and make no more."""
         self._closed = True
         async with self._making:
-            while self.ready:
-                self.give_up(*self._oldest())
+            for base in list(self._kinds):
+                self.drop(base)

@@ -76,13 +76,15 @@ class Store:
             nursery.start_soon(lasting, self.caches.run)
             nursery.start_soon(lasting, self.caches.spares.run)
             nursery.start_soon(lasting, self.builds.fresh.run)
+            nursery.start_soon(self.builds.naming.run)
             nursery.start_soon(lasting, self.reaper.run)
             task_status.started()
 
     def ready(self) -> list[Dataset]:
-        """The datasets that are kept ready."""
+        """The datasets that are kept ready, and those that a build has got and that wait for their name."""
         infos = [info for name in self.caches.names() if (info := self.caches.get(name)) is not None]
-        return [*self.builds.fresh.ready, *(each for info in infos for each in info.ready)]
+        builds = self.builds.fresh.ready + self.builds.naming.unnamed()
+        return [*builds, *(each for info in infos for each in info.ready)]
 
     async def keep_nothing_ready(self) -> None:
         """Give up what is kept ready, for good."""

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import changed_daemon
+
 #: Seconds after which a test that waits for the daemon gives up.
 PATIENCE = 60.0
 
@@ -43,6 +45,12 @@ class Mounted:
 
     def mount(self, linger: float = 0.1, *more: str) -> None:
         zfsfs("mount", self.store, self.path, "--linger", linger, "--log", self.log, *more)
+
+    def mount_changed(self, how: str, gate: Path, *more: object) -> None:
+        """The same, by a daemon that is changed for the test: see `changed_daemon`."""
+        options = ["--linger", "0.1", "--log", self.log, *more]
+        command = [sys.executable, changed_daemon.__file__, how, gate, "mount", self.store, self.path, *options]
+        subprocess.run(command, check=True, timeout=120)
 
     def umount(self, *more: str) -> None:
         zfsfs("umount", *more, self.path)

@@ -6,10 +6,8 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
-import changed_daemon
 import pytest
 from mounted_tree import Mounted, until
 
@@ -87,8 +85,7 @@ def test_a_fork_bomb(unmounted, folder, how):
     config = configuration(
         folder, "b() { b | b & }; b 2>/dev/null; sleep 1000", "max-processes = 40\nuser = 65534\ntime-limit = 1"
     )
-    command = [sys.executable, changed_daemon.__file__, how, folder, "mount", unmounted.store, unmounted.path]
-    subprocess.run([*command, "--linger", "0.1", "--config", config, "--log", unmounted.log], check=True, timeout=120)
+    unmounted.mount_changed(how, folder, "--config", config)
     assert built(unmounted, "bomb").startswith("builder sh on bomb has failed: ")
     assert of_user(NOBODY) == []
     clean(unmounted)
@@ -133,8 +130,7 @@ def test_what_a_daemon_and_its_supervisors_left_running_is_ended_by_the_next(unm
     pid = folder / "pid"
     # Not a child of anybody's, in a session of its own.
     config = configuration(folder, f"(setsid sh -c 'echo $$ >{pid}; exec sleep 1000' &); exec sleep 1000")
-    command = [sys.executable, changed_daemon.__file__, how, folder, "mount", unmounted.store, unmounted.path]
-    subprocess.run([*command, "--linger", "0.1", "--config", config, "--log", unmounted.log], check=True, timeout=120)
+    unmounted.mount_changed(how, folder, "--config", config)
     (unmounted / "builds/sh+one").mkdir()
     hidden = Path("/proc") / until(lambda: pid.exists() and pid.read_text().strip())
     daemon = unmounted.pid

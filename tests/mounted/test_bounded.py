@@ -11,17 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import changed_daemon
 import pytest
 from errnos import failing
 from mounted_tree import Mounted, until, zfsfs
-
-
-def mount(tree: Mounted, how: str, gate: Path, *more: str) -> None:
-    """Mount with a changed daemon."""
-    command = [sys.executable, changed_daemon.__file__, how, gate, "mount", tree.store, tree.path, "--log", tree.log]
-    command += more
-    subprocess.run(command, check=True, timeout=60)
 
 
 def publish(tree: Mounted, name: str) -> None:
@@ -81,7 +73,7 @@ def prepare(tree: Mounted, call: str, gate: Path) -> None:
     """A tree whose daemon will wait in this call: a result `done` in it, and the builds `slow` and `other`."""
     for name in ("entered", "go"):
         os.mkfifo(gate / name)
-    mount(tree, call, gate)
+    tree.mount_changed(call, gate)
     publish(tree, "done")
     os.mkdir(tree / "builds/slow")
     os.mkdir(tree / "builds/other")
@@ -139,7 +131,7 @@ def test_who_opens_a_session_waits_for_no_other_of_the_cache(unmounted, tmp_path
     for name in ("entered", "go"):
         os.mkfifo(tmp_path / name)
     tree = unmounted
-    mount(tree, "clone", tmp_path, "--linger", "0.1")
+    tree.mount_changed("clone", tmp_path, "--linger", "0.1")
     os.mkdir(tree / "caches/c")
 
     def names() -> list[str]:
@@ -159,7 +151,7 @@ def test_who_comes_while_others_are_looked_for_keeps_the_session(unmounted, tmp_
     for name in ("entered", "go"):
         os.mkfifo(tmp_path / name)
     tree, armed = unmounted, tmp_path / "armed"
-    mount(tree, "holders", tmp_path, "--linger", "0.1")
+    tree.mount_changed("holders", tmp_path, "--linger", "0.1")
     os.mkdir(tree / "caches/c")
     armed.touch()
     os.mkdir(tree / "caches/c/first")
@@ -182,7 +174,7 @@ def test_names_that_are_read_from_a_disk_delay_no_other_request(unmounted, tmp_p
     tree.mount()
     publish(tree, "done")
     tree.umount()
-    mount(tree, "stat", tmp_path)
+    tree.mount_changed("stat", tmp_path)
     os.mkdir(tree / "builds/slow")
     os.mkdir(tree / "builds/other")
     os.listdir(tree / "results")
@@ -197,7 +189,7 @@ def test_names_that_are_read_from_a_disk_delay_no_other_request(unmounted, tmp_p
 @pytest.mark.parametrize("how", ["alone", "gathered"])
 def test_the_tree_is_the_same_whoever_answers(unmounted, tmp_path, how):
     tree = unmounted
-    mount(tree, how, tmp_path)
+    tree.mount_changed(how, tmp_path)
     publish(tree, "base")
     build = tree / "builds/next@base"
     os.mkdir(build)
@@ -241,7 +233,7 @@ def private(pid: int) -> int:
 
 def test_a_release_that_is_decided_waits_for_room_and_holds_up_nothing_else(unmounted, tmp_path):
     tree = unmounted
-    mount(tree, "full", tmp_path, "--linger", "0.1")
+    tree.mount_changed("full", tmp_path, "--linger", "0.1")
     os.mkdir(tree / "caches/c")
     (tree / "caches/c/file").write_text("first")
     assert tree.outcome("c") == "published"

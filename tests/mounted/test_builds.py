@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from errnos import failing
+from mounted_tree import until
 
 from zfsfs.names import BuildId
 
@@ -49,6 +50,28 @@ def test_a_build_starts_from_a_copy_of_its_base(tree):
     assert (tree / "results/base/file").read_text() == "from the base"
     assert (tree / "results/next/file").read_text() == "changed"
     assert os.getxattr(tree / "results/next", "user.zfsfs.base") == b"base"
+
+
+def test_builds_that_get_what_was_kept_ready_are_as_any_other(unmounted, tmp_path):
+    tree = unmounted
+    tree.mount_changed("spares", tmp_path)
+    build(tree, "base", file="from the base").rename(tree / "results/base")
+    for name in ("a@base", "b@base"):
+        build(tree, name).rmdir()
+    kept = set(until(lambda: len(ready := tree.status()["ready"]) >= 3 and ready))
+    folder = build(tree, "next@base", more="new")
+    folder.rename(tree / "results/next")  # it may not have its name yet
+    assert (tree / "results/next/file").read_text() == "from the base"
+    assert (tree / "results/next/more").read_text() == "new"
+    assert os.getxattr(tree / "results/next", "user.zfsfs.dataset") == b"result/next"
+    folder = build(tree, "empty")
+    assert os.listdir(folder) == []
+    assert int(os.getxattr(folder, "user.zfsfs.used")) >= 0
+    folder.rmdir()
+    assert set(tree.status()["ready"]) < kept
+    (tree / "results/next").rmdir()
+    (tree / "results/base").rmdir()
+    tree.closed()
 
 
 def test_a_failed_build_leaves_nothing(tree):

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from contextlib import contextmanager
 
-import changed_daemon
 import pytest
 from errnos import failing
 from mounted_tree import until
@@ -204,9 +203,7 @@ def test_a_killed_daemon_loses_no_cache_and_its_mount_is_cleaned_up(tree, cache)
 
 def test_a_cache_that_is_opened_again_has_a_clone_ready(unmounted, tmp_path):
     tree, cache = unmounted, unmounted / "caches/c"
-    options = ["--linger", "0.1", "--log", tree.log]
-    command = [sys.executable, changed_daemon.__file__, "spares", tmp_path, "mount", tree.store, tree.path, *options]
-    subprocess.run(command, check=True)
+    tree.mount_changed("spares", tmp_path)
     cache.mkdir()
     (cache / "file").write_text("first")
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import changed_daemon
 import pytest
 from mounted_tree import zfsfs
 
@@ -62,8 +61,7 @@ def test_unmounting_what_is_in_use_says_so_and_drops_nothing(tree):
 
 def test_an_older_daemon_is_looked_at_and_unmounted(unmounted, tmp_path):
     tree = unmounted
-    command = [sys.executable, changed_daemon.__file__, "older", tmp_path, "mount", tree.store, tree.path]
-    subprocess.run(command, check=True, timeout=60)
+    tree.mount_changed("older", tmp_path)
     (tree / "builds/b").mkdir()
     assert "build    b" in zfsfs("status", tree.path).stdout
     assert "b" in one_line("umount", tree.path, expect=4)

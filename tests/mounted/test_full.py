@@ -5,12 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import changed_daemon
 import pytest
 from errnos import errno_of
 from mounted_tree import Mounted, until, zfsfs
@@ -113,8 +111,7 @@ def test_a_full_pool_is_an_error_and_loses_nothing(tree: Mounted) -> None:
 @on("quota")
 def test_who_writes_through_the_daemon_is_told_of_too(unmounted: Mounted, tmp_path: Path) -> None:
     tree = unmounted
-    command = [sys.executable, changed_daemon.__file__, "gathered", tmp_path, "mount", tree.store, tree.path]
-    subprocess.run(command, check=True, timeout=60)
+    tree.mount_changed("gathered", tmp_path)
     build(tree, "big", "")
     assert fill(tree / "builds/big/file") in NO_ROOM
     assert is_told(tree)

@@ -19,6 +19,11 @@ from zfsfs.names import Dataset
 
 log = logging.getLogger(__name__)
 
+#: Seconds for which no other build has begun when names are given that nobody waits for: renaming what is mounted
+#: costs ZFS much work. And after which they are given in any case.
+PAUSE = 0.1
+LONGEST = 1.0
+
 Rename = Callable[[Dataset, Dataset], Awaitable[None]]
 
 
@@ -35,6 +40,7 @@ class Naming:
         self._rename = rename
         self._names: dict[Dataset, _Name] = {}
         self._nursery: trio.Nursery | None = None
+        self._last = 0.0
 
     def unnamed(self) -> list[Dataset]:
         """What the datasets are called that wait for their name."""
@@ -45,7 +51,8 @@ class Naming:
         what renaming raises, and the dataset stays what it was."""
         self._names[name] = _Name(dataset)
         if self._nursery is not None:
-            self._nursery.start_soon(self._try, name)
+            self._last = trio.current_time()
+            self._nursery.start_soon(self._soon, name)
             return
         try:
             await self.settle(name)
@@ -75,6 +82,14 @@ class Naming:
     def forget(self, name: Dataset) -> None:
         """It needs no name any more."""
         self._names.pop(name, None)
+
+    async def _soon(self, name: Dataset) -> None:
+        end = trio.current_time() + LONGEST
+        try:
+            while (due := min(self._last + PAUSE, end)) > trio.current_time():  # noqa: ASYNC110 - others put it off
+                await trio.sleep_until(due)
+        finally:
+            await self._try(name)
 
     async def _try(self, name: Dataset) -> None:
         try:

@@ -145,13 +145,16 @@ async def test_a_clone_kept_ready_keeps_no_result_and_outlives_none(driver: Fake
         await begin(store, "c", base=base)
 
 
-async def test_of_all_kinds_together_there_are_few(driver: FakeDriver) -> None:
+async def test_of_all_results_together_there_are_few_clones_and_some_of_each(driver: FakeDriver) -> None:
     async with started(driver) as store:
-        for number in range(MOST_ALIKE):
-            base = await published(store, f"base{number}")
-            await begin(store, *(f"{each}-{number}" for each in range(4)), base=base)
+        bases = [await published(store, f"base{number}") for number in range(MOST_ALIKE)]
+        for base in bases:
+            await begin(store, *(f"{each}-{base}" for each in range(4)), base=base)
         await later(store)
-        assert len(ready(driver)) == MOST
+        assert len(clones(driver)) == MOST
+        origins = {info.origin.dataset for each in clones(driver) if (info := driver.list()[each]).origin}
+        assert origins == {result(base) for base in bases}
+        assert len(ready(driver)) > MOST, "empty ones don't count"
 
 
 async def test_what_a_crash_left_of_a_build_is_cleared_all_the_same(driver: FakeDriver) -> None:

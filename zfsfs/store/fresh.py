@@ -2,8 +2,9 @@
 waits for no clone and no first look.
 
 Guarantees
-- There are as many of a kind as builds were begun in one go in the last ten minutes (see `demand`), and of all kinds
-  together `MOST`. A result counts once it was built on twice in that time.
+- There are as many of a kind as builds were begun in one go in the last ten minutes (see `demand`), `MOST_ALIKE` at
+  most, and `MOST` clones in all: each result gets one before another gets more, the last that was built on first. A
+  result counts once it was built on twice in that time.
 - On the disk one is rubbish until a build gets it, so after a crash it is destroyed. Nobody has written in it. It
   keeps no result from being deleted, and is given up when that is done.
 - The oldest goes first: what ZFS says of when a build's dataset was made is some minutes early at most.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 
 import trio
@@ -118,21 +120,28 @@ class Fresh:
     async def provide(self, now: float) -> None:
         """Make and give up what is due at a time (trio's)."""
         async with self._making:
-            missing: list[_Kind] = []
             for kind in list(self._kinds.values()):
                 if kind.demand.count and self._due(kind) <= now:
                     kind.demand.over(now)
-                wanted = kind.wanted(now)
-                while len(kind.ready) > wanted:
-                    self.give_up(*kind.oldest())
-                if not kind.demand.count:
-                    missing += [kind] * (wanted - len(kind.ready))
                 if not kind.demand.begun(now):
                     self.drop(kind.base)
+            shares = self._shares(now)
+            for kind, share in shares.items():
+                while len(kind.ready) > share:
+                    self.give_up(*kind.oldest())
             if not self._driver.trouble():
                 async with trio.open_nursery() as nursery:
-                    for kind in missing[: max(MOST - len(self.ready), 0)]:
-                        nursery.start_soon(self._make, kind)
+                    for kind, share in shares.items():
+                        for _ in range(0 if kind.demand.count else share - len(kind.ready)):
+                            nursery.start_soon(self._make, kind)
+
+    def _shares(self, now: float) -> dict[_Kind, int]:
+        """How many of each kind there are to be."""
+        shares = {kind: kind.wanted(now) for kind in reversed(self._kinds.values())}
+        clones = {kind: count for kind, count in shares.items() if kind.base is not None}
+        # The first of each kind comes before the second of any.
+        turns = [kind for turn in range(MOST_ALIKE) for kind, count in clones.items() if turn < count]
+        return shares | dict.fromkeys(clones, 0) | Counter(turns[:MOST])
 
     async def _make(self, kind: _Kind) -> None:
         dataset = junk(self._numbers.take(), "ready", "result")

@@ -157,6 +157,10 @@ class Lane:
         return wire.entry(self._seen, st)
 
     def getattr(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
+        if ino < FIRST_INODE:
+            # After each change in a group the kernel asks for the group's.
+            own: Any = self._ops.folder_at_once(ino)
+            return None if own is None else wire.attributes(own)
         node = self._ready(ino, ctx)
         return None if node is None else wire.attributes(self._ops.attributes(node))
 

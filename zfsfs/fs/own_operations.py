@@ -9,6 +9,7 @@ import errno
 import operator
 import os
 import select
+import stat
 import time
 from contextlib import suppress
 from typing import Any
@@ -68,6 +69,11 @@ class OwnOperations(pyfuse3.Operations):
 
     def _own_attributes(self, own: Own) -> Attributes:
         return self.own_entry(own.ino, own.entry.facts(), self._born, passing=own.passing)
+
+    def folder_at_once(self, ino: int) -> Attributes | None:
+        """The attributes of one of our own directories; None where it is a file, which may have grown."""
+        own = self._control.get(ino)
+        return self._own_attributes(own) if stat.S_ISDIR(own.entry.facts().mode) else None
 
     @staticmethod
     async def _grown(own: Own) -> None:

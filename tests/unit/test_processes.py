@@ -6,7 +6,7 @@ import os
 import subprocess
 import threading
 
-from zfsfs.native.processes import Process, lineage, read_proc, started, unescaped
+from zfsfs.native.processes import Process, kernel_threads, lineage, read_proc, started, unescaped
 
 
 def test_a_process_is_told_by_its_number_and_its_start():
@@ -40,3 +40,14 @@ def test_what_cannot_be_seen_is_one():
 def test_what_proc_writes():
     assert read_proc("/proc/self/nothing") == b""
     assert unescaped(rb"a\040b\134c") == b"a b\\c"
+
+
+def test_the_kernels_own_threads_are_known_and_nobody_else_is_taken_for_one():
+    with subprocess.Popen(["sleep", "60"]) as child:
+        for _ in range(2):  # the second time it remembers them
+            threads = kernel_threads()
+            assert not {1, os.getpid(), child.pid} & threads
+            assert all(read_proc(f"/proc/{pid}/cmdline") == b"" for pid in threads)
+            if read_proc("/proc/2/comm") == b"kthreadd\n" and read_proc("/proc/2/task/2/children"):
+                assert threads
+        child.kill()

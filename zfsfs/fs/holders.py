@@ -22,7 +22,7 @@ from typing import Any
 
 from zfsfs import syscalls
 from zfsfs.names import shown
-from zfsfs.native.processes import command_of, read_proc, runs, unescaped
+from zfsfs.native.processes import command_of, kernel_threads, read_proc, runs, unescaped
 
 #: What a process may refer to, by its name under /proc/PID.
 PLACES = {"cwd": "working directory", "root": "root directory"}
@@ -131,8 +131,9 @@ class _Process:
 
 
 def processes() -> list[int]:
-    """All processes that we see, but ourselves."""
-    return [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]
+    """All processes that we see, but ourselves and threads of the kernel."""
+    others = {int(name) for name in os.listdir("/proc") if name.isdigit()}
+    return sorted(others - kernel_threads() - {os.getpid()})
 
 
 def holders(wanted: Wanted, *, thorough: bool = False, pids: Iterable[int] | None = None) -> list[Holder]:

@@ -52,6 +52,28 @@ def runs(pid: int) -> bool:
     return len(fields) > 6 and fields[0] not in (b"Z", b"X") and not int(fields[6]) & _PF_KTHREAD
 
 
+_KTHREADD = 2
+_kernel: frozenset[int] = frozenset()  # of its children, those that are known to be the kernel's own
+
+
+def kernel_threads() -> frozenset[int]:
+    """The kernel's own threads, which hold nothing of anybody's, as far as they are known: each was looked at once.
+    Where we see no others than our own container's processes there are none. A number may be that of another process
+    only if a thread ended and a helper that the kernel itself started has got its number since."""
+    global _kernel
+    children = {int(each) for each in read_proc(f"/proc/{_KTHREADD}/task/{_KTHREADD}/children").split()}
+    if not children or not _is_kernel_thread(_KTHREADD):
+        return frozenset()
+    new = children - _kernel
+    _kernel = frozenset(children & _kernel | {each for each in new if _is_kernel_thread(each)})
+    return _kernel
+
+
+def _is_kernel_thread(pid: int) -> bool:
+    fields = _fields(pid)
+    return len(fields) > 6 and bool(int(fields[6]) & _PF_KTHREAD)
+
+
 def _fields(pid: int) -> list[bytes]:
     """Those of /proc/PID/stat, from the state on; none when there is no such thread."""
     return read_proc(f"/proc/{pid}/stat").rpartition(b")")[2].split()

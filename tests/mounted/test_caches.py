@@ -7,21 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
 
 import pytest
 from errnos import failing
-from mounted_tree import until
-
-
-@contextmanager
-def held(path):
-    """A handle on a directory, as `exec 9< DIR` has it."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield
-    finally:
-        os.close(fd)
+from mounted_tree import held, until
 
 
 def test_what_was_written_is_published_when_the_last_user_closes(tree, cache):

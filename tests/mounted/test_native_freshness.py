@@ -11,7 +11,7 @@ import sys
 
 import pytest
 from errnos import failing
-from mounted_tree import until
+from mounted_tree import held, until
 
 
 class Shell:
@@ -291,3 +291,17 @@ def test_a_read_only_one_keeps_nobody_from_writing(tree, place):
         (place / "file").write_text("new")
         out, _ = reader.communicate("\n")
     assert out == "new"
+
+
+def test_a_name_that_was_absent_before_an_unchanged_session_is_seen(tree, cache):
+    path = tree / "caches/c@label"
+    for _ in range(2):  # by a session that is unchanged, and by one after it
+        with held(path):
+            assert not (path / "new").exists()
+        assert tree.outcome("c@label") == "unchanged"
+    with held(path):
+        shell = Shell(tree, path)
+        shell("echo new >new")
+        assert (path / "new").read_text() == "new\n"
+        shell.end()
+        assert (path / "new").read_text() == "new\n"

@@ -1,4 +1,4 @@
-"""What an inode costs that the kernel knows, and that it is given back."""
+"""What an inode costs that the kernel knows, and that it is given back; and what the kernel may know of names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ import os
 import stat
 import tracemalloc
 from collections.abc import Callable
+from time import monotonic
 
+import pytest
+
+from zfsfs.fs import area as areas
 from zfsfs.fs.area import Area
 from zfsfs.fs.nodes import NodeTable
 from zfsfs.fs.places import ResultPlace
@@ -54,3 +58,20 @@ def test_an_inode_costs_less_than_400_bytes_and_gives_them_back() -> None:
     assert (cost + kept) / FILES < 10
     assert list(table.by_ino.values()) == [area.root]
     assert not area.by_st_ino
+
+
+def test_the_kernel_believes_for_ever_that_a_name_is_absent_while_few_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(areas, "MOST_ABSENT", 2)
+    table = NodeTable(64)
+    area = Area(table, ResultPlace(BuildId(b"x")))
+    absent = lambda name: area.absent(area.root, name)  # noqa: E731 - for short
+    assert [absent(b"a"), absent(b"b"), absent(b"b")] == [areas.FOREVER] * 3
+    assert area.believed < monotonic()
+    assert absent(b"c") == areas.BRIEFLY
+    assert monotonic() <= area.believed <= monotonic() + areas.BRIEFLY
+    node = table.remember(area.root, b"a", found(1, stat.S_IFREG))
+    assert absent(b"c") == areas.FOREVER, "what is there takes no room"
+    table.moved(node, (area.root, b"a"), (area.root, b"b"))
+    assert absent(b"d") == areas.FOREVER
+    assert set(area.freeze()[0]) >= {(area.root.ino, b"c"), (area.root.ino, b"d")}
+    assert absent(b"e") == 0

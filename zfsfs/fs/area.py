@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
+from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 import trio
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
 
 #: Seconds for which the kernel may keep what only we can change: for ever, as the protocol goes.
 FOREVER = 365 * 86400
-#: The most names that are remembered as absent; the kernel is told to remember no more.
+#: The most names that are remembered as absent, and the seconds for which the kernel may keep any others.
 MOST_ABSENT = 50_000
+BRIEFLY = 1
 
 
 class Holding(Protocol):
@@ -76,6 +78,7 @@ class Area:
         self.quiet = 0  # how many names and directories were in memory, one after another
         self._told: dict[Node, tuple[int, int, int]] = {}  # files that the kernel was told of while frozen
         self._absent: set[tuple[int, bytes]] = set()
+        self.believed = NEVER  # until when the kernel takes names for absent that are not among these (monotonic)
         self._stirred: trio.Event | None = None  # there is one while somebody waits
         self.root = table.root(self)
 
@@ -131,17 +134,26 @@ class Area:
 
     def absent(self, parent: Node, name: bytes) -> int:
         """There is nothing of that name: how long the kernel may believe it."""
-        if len(self._absent) < MOST_ABSENT:
-            self._absent.add((parent.ino, name))
-            return self.timeout
-        return 0
+        if self.frozen:
+            return 0
+        key = (parent.ino, name)
+        if key in self._absent or len(self._absent) < MOST_ABSENT:
+            self._absent.add(key)
+            return FOREVER
+        self.believed = monotonic() + BRIEFLY
+        return BRIEFLY
+
+    def present(self, parent: Node, name: bytes) -> None:
+        """There is something of that name now."""
+        self._absent.discard((parent.ino, name))
 
     def freeze(self) -> tuple[list[tuple[int, bytes]], list[int]]:
         """From now on what is beneath changes behind our back. Returns what the kernel has to look up again: names,
         each with its directory's number, and directories. It keeps files' sizes and times whatever we say
         (fuse_get_cache_mask in the kernel's fs/fuse/inode.c): so they get new numbers.
 
-        No file may be open but by handles that the kernel keeps nothing of.
+        No file may be open but by handles that the kernel keeps nothing of. Until `believed` it believes that other
+        names are absent.
         """
         self.frozen, self.timeout = True, 0
         names = list(self._absent)
@@ -228,8 +240,8 @@ class Area:
         self.attach(view)
         nodes = list(self.table.beneath(self))
         names: dict[int, list[bytes]] = {self.root.ino: []}
+        # Not what is absent: whoever calls need not tell the kernel anything, if nothing has changed.
         self.by_st_ino.clear()
-        self._absent.clear()
         self.root.plain = False
         for node in nodes:
             node.plain, node.told, node.warm = False, False, NEVER

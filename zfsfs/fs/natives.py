@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from time import monotonic
 
 import trio
 
@@ -194,6 +195,7 @@ class Natives:
         try:
             with trio.CancelScope(shield=True):
                 await in_thread(self._kernel.look_up_again, names, folders)
+                await trio.sleep(max(area.believed - monotonic(), 0.0))
         except BaseException:
             area.thaw()
             raise

@@ -234,6 +234,7 @@ class NodeTable:
         parent.refs += 1
         self.by_ino[node.ino] = node
         area.by_st_ino[st.st_ino] = node
+        area.present(parent, name)
         area.tell(node, st)
         return node
 
@@ -269,6 +270,7 @@ class NodeTable:
             self.keeper.drop_area(area)
 
     def _also_named(self, node: Node, parent: Node, name: bytes) -> None:
+        node.area.present(parent, name)
         if node.name is None or node.kind == stat.S_IFDIR:
             # A directory has one name: if we believe in another, it was renamed behind our back.
             if node.kind == stat.S_IFDIR and self._is_beneath(parent, node):

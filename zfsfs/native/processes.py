@@ -57,7 +57,8 @@ _kernel: frozenset[int] = frozenset()  # of its children, those that are known t
 
 
 def kernel_threads() -> frozenset[int]:
-    """The kernel's own threads, which hold nothing of anybody's, as far as they are known: each was looked at once.
+    """The kernel's own threads, which hold nothing of anybody's, as far as they are known: each was looked at once
+    (proc(5), of `children` and `stat`).
     Where we see no others than our own container's processes there are none. A number may be that of another process
     only if a thread ended and a helper that the kernel itself started has got its number since."""
     global _kernel

@@ -73,5 +73,13 @@ def test_the_kernel_believes_for_ever_that_a_name_is_absent_while_few_are(monkey
     assert absent(b"c") == areas.FOREVER, "what is there takes no room"
     table.moved(node, (area.root, b"a"), (area.root, b"b"))
     assert absent(b"d") == areas.FOREVER
+    assert absent(b"f") == areas.BRIEFLY
     assert set(area.freeze()[0]) >= {(area.root.ino, b"c"), (area.root.ino, b"d")}
     assert absent(b"e") == 0
+
+
+def test_of_a_result_it_does_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(areas, "MOST_ABSENT", 1)
+    area = Area(NodeTable(64), ResultPlace(BuildId(b"x")))
+    area.finish()
+    assert {area.absent(area.root, name) for name in (b"a", b"b", b"c")} == {areas.FOREVER}

@@ -54,6 +54,7 @@ class Area:
         self.last: os.stat_result | None = None  # of its root, where it is being removed and not looked into any more
         self.shown = 0  # above the dataset's own inode numbers; set by the table, see there
         self.read_only = False
+        self.is_final = False  # a result's
         self.changed = False  # something was written since the view was attached
         self.touched = False  # opened, by others than guests, or changed since who looks for holders began to look
         self.was_native = False  # and so may have been written natively, of which nothing tells us
@@ -134,6 +135,8 @@ class Area:
 
     def absent(self, parent: Node, name: bytes) -> int:
         """There is nothing of that name: how long the kernel may believe it."""
+        if self.is_final:
+            return FOREVER
         if self.frozen:
             return 0
         key = (parent.ino, name)
@@ -146,6 +149,11 @@ class Area:
     def present(self, parent: Node, name: bytes) -> None:
         """There is something of that name now."""
         self._absent.discard((parent.ino, name))
+
+    def finish(self) -> None:
+        """What is shown never changes again."""
+        self.read_only = self.is_final = True
+        self._absent.clear()
 
     def freeze(self) -> tuple[list[tuple[int, bytes]], list[int]]:
         """From now on what is beneath changes behind our back. Returns what the kernel has to look up again: names,

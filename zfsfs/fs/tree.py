@@ -133,7 +133,7 @@ class Tree:
         area = self._results.get(ident)
         if area is None:
             area = self._results[ident] = Area(self.table, ResultPlace(ident))
-            area.read_only = True
+            area.finish()
             area.on_forgotten = self._result_forgotten
         return area
 
@@ -287,6 +287,7 @@ class Tree:
         del self.builds[target]
         self.users.give(BUILD, build.uid)
         area.place = ResultPlace(target)
+        area.finish()
         self._results[target] = area
         area.on_forgotten = self._result_forgotten
         self.table.closed(area.root)

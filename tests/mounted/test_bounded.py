@@ -131,7 +131,7 @@ def test_who_opens_a_session_waits_for_no_other_of_the_cache(unmounted, tmp_path
     for name in ("entered", "go"):
         os.mkfifo(tmp_path / name)
     tree = unmounted
-    tree.mount_changed("clone", tmp_path, "--linger", "0.1")
+    tree.mount_changed("clone", tmp_path)
     os.mkdir(tree / "caches/c")
 
     def names() -> list[str]:
@@ -151,7 +151,7 @@ def test_who_comes_while_others_are_looked_for_keeps_the_session(unmounted, tmp_
     for name in ("entered", "go"):
         os.mkfifo(tmp_path / name)
     tree, armed = unmounted, tmp_path / "armed"
-    tree.mount_changed("holders", tmp_path, "--linger", "0.1")
+    tree.mount_changed("holders", tmp_path)
     os.mkdir(tree / "caches/c")
     armed.touch()
     os.mkdir(tree / "caches/c/first")
@@ -233,7 +233,7 @@ def private(pid: int) -> int:
 
 def test_a_release_that_is_decided_waits_for_room_and_holds_up_nothing_else(unmounted, tmp_path):
     tree = unmounted
-    tree.mount_changed("full", tmp_path, "--linger", "0.1")
+    tree.mount_changed("full", tmp_path)
     os.mkdir(tree / "caches/c")
     (tree / "caches/c/file").write_text("first")
     assert tree.outcome("c") == "published"

@@ -22,7 +22,7 @@ from typing import Any
 
 from zfsfs import syscalls
 from zfsfs.names import shown
-from zfsfs.native.processes import command_of, kernel_threads, read_proc, runs, unescaped
+from zfsfs.native.processes import command_of, processes, read_proc, runs, unescaped
 
 #: What a process may refer to, by its name under /proc/PID.
 PLACES = {"cwd": "working directory", "root": "root directory"}
@@ -128,12 +128,6 @@ class _Process:
             owner = int(uid[1]) if uid else -1
             self._known = Holder(self._pid, owner, command, what, container=container, groups=groups)
         return replace(self._known, what=what, **more)
-
-
-def processes() -> list[int]:
-    """All processes that we see, but ourselves and threads of the kernel."""
-    others = {int(name) for name in os.listdir("/proc") if name.isdigit()}
-    return sorted(others - kernel_threads() - {os.getpid()})
 
 
 def holders(wanted: Wanted, *, thorough: bool = False, pids: Iterable[int] | None = None) -> list[Holder]:

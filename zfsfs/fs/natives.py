@@ -108,8 +108,7 @@ class Natives:
         held = await self._take(area, target, writable=writable)
         try:
             driver = self._tree.store.driver
-            if isinstance(area.place, BuildPlace):
-                await self._tree.store.builds.named(area.place.name.id)
+            await self._tree.store.builds.naming.settle(area.place.dataset)
             native = await in_thread(lambda: driver.native(target, writable=writable))
         except BaseException:
             self._untaken(held)

@@ -165,8 +165,7 @@ class Tree:
             await self.sessions.ready(area)
             return
         target, writable = self._behind(area.place)
-        if isinstance(area.place, BuildPlace):
-            await self.store.builds.named(area.place.name.id)
+        await self.store.builds.naming.settle(area.place.dataset)
         view = await in_thread(lambda: self.store.driver.view(target, writable=writable))
         if area.view is not None:
             await close_view(view)  # another was faster

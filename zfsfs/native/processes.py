@@ -49,7 +49,7 @@ _PF_KTHREAD = 0x00200000
 def runs(pid: int) -> bool:
     """Whether a thread, not one of the kernel's own, is there, has not ended, and can be looked at."""
     fields = _fields(pid)
-    return len(fields) > 6 and fields[0] not in (b"Z", b"X") and not int(fields[6]) & _PF_KTHREAD
+    return len(fields) > 6 and fields[0] not in (b"Z", b"X") and not _is_kernels(fields)
 
 
 _KTHREADD = 2
@@ -63,16 +63,21 @@ def kernel_threads() -> frozenset[int]:
     only if a thread ended and a helper that the kernel itself started has got its number since."""
     global _kernel
     children = {int(each) for each in read_proc(f"/proc/{_KTHREADD}/task/{_KTHREADD}/children").split()}
-    if not children or not _is_kernel_thread(_KTHREADD):
+    if not children or not _is_kernels(_fields(_KTHREADD)):
         return frozenset()
     new = children - _kernel
-    _kernel = frozenset(children & _kernel | {each for each in new if _is_kernel_thread(each)})
+    _kernel = frozenset(children & _kernel | {each for each in new if _is_kernels(_fields(each))})
     return _kernel
 
 
-def _is_kernel_thread(pid: int) -> bool:
-    fields = _fields(pid)
+def _is_kernels(fields: list[bytes]) -> bool:
     return len(fields) > 6 and bool(int(fields[6]) & _PF_KTHREAD)
+
+
+def processes() -> list[int]:
+    """All processes that we see, but ourselves and threads of the kernel."""
+    others = {int(name) for name in os.listdir("/proc") if name.isdigit()}
+    return sorted(others - kernel_threads() - {os.getpid()})
 
 
 def _fields(pid: int) -> list[bytes]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from zfsfs import syscalls
 from zfsfs.errors import MountError
-from zfsfs.native.processes import command_of, read_proc, unescaped
+from zfsfs.native.processes import command_of, processes, read_proc, unescaped
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,8 @@ def look(wanted: Mapping[Where, int], *, thoroughly: bool) -> dict[Where, list[F
     found: dict[Where, list[Found]] = {each: [] for each in wanted}
     namespaces: set[int] = set()
     # We first: what is mounted in our own namespace is named after nobody else.
-    pids = [os.getpid(), *(int(name) for name in os.listdir("/proc") if name.isdigit())]
+    others = processes()
+    pids = [os.getpid(), *others]
     for pid in pids:
         try:
             namespace = os.stat(f"/proc/{pid}/ns/mnt").st_ino
@@ -76,7 +77,7 @@ def look(wanted: Mapping[Where, int], *, thoroughly: bool) -> dict[Where, list[F
             for place, at in _mounts(read_proc(f"/proc/{pid}/mountinfo"), wanted):
                 found[place].append(Found(pid, command_of(pid), f"mount at {os.fsdecode(at)}", os.fsdecode(at)))
     if thoroughly:
-        for pid in set(pids) - {os.getpid()}:
+        for pid in others:
             for place, what in _referred(pid, wanted):
                 found[place].append(Found(pid, command_of(pid), what))
     return found

@@ -199,40 +199,37 @@ class Builds:
             return None
         ready, view = found
 
-        def prepare() -> bool:
+        def prepare() -> None:
             if self._driver.info(dataset) is not None:
-                return False
+                raise Exists(f"{dataset} exists")
             if base is None:
                 give_root(view.fd, ready, owner, mode)
-            return True
 
         try:
-            if await in_thread(prepare):
-                # A crash before it has its name leaves rubbish, after it (2) of `_made`.
-                await self.naming.give(ready, dataset)
-                return view
+            await in_thread(prepare)
+            # A crash before it has its name leaves rubbish, after it (2) of `_made`.
+            await self.naming.give(ready, dataset)
         except BaseException as failure:
             self.fresh.give_up(ready, view)
-            if not isinstance(failure, StoreError):
-                raise
-        else:
-            self.fresh.give_up(ready, view)
-        return None
+            if isinstance(failure, StoreError):
+                return None
+            raise
+        return view
 
-    async def _rename(self, ready: Dataset, dataset: Dataset) -> None:
+    async def _rename(self, old: Dataset, dataset: Dataset) -> None:
+        await self._in_place_of_left_over(dataset, self._driver.rename, old, dataset)
+
+    async def _in_place_of_left_over(self, dataset: Dataset, verb: Callable[..., None], *arguments: Any) -> None:
+        """A verb that makes a dataset, or gives one that name; what a crash left there is cleared first."""
         try:
-            await in_thread(self._driver.rename, ready, dataset)
-        except Exists:  # since we looked
+            await in_thread(verb, *arguments)
+        except Exists:
+            # A crash after (1) or (2) of `_made`: a dataset without @snap.
             await self._clear(dataset)
-            await in_thread(self._driver.rename, ready, dataset)
+            await in_thread(verb, *arguments)
 
     async def _made(self, dataset: Dataset, base: BuildId | None, owner: tuple[int, int], mode: int) -> View:
-        try:
-            await in_thread(make, self._driver, dataset, base)
-        except Exists:
-            # A crash after (1) or (2) below: a dataset without @snap.
-            await self._clear(dataset)
-            await in_thread(make, self._driver, dataset, base)
+        await self._in_place_of_left_over(dataset, make, self._driver, dataset, base)
         # (1) A crash here: a left-over that belongs to root.
         try:
             return await in_thread(self._look, dataset, None if base else owner, mode)
@@ -356,11 +353,7 @@ class Builds:
         if id in self._results or id in self._running or id in self._flying:
             raise Exists(f"{id} is {'a result' if id in self._results else 'being built'}")
         with self._flight(id, kept.base):
-            try:
-                await in_thread(self._driver.rename, kept.dataset, result(id))
-            except Exists:
-                await self._clear(result(id))
-                await in_thread(self._driver.rename, kept.dataset, result(id))
+            await self._rename(kept.dataset, result(id))
             # A crash here and until it is ended: a left-over.
             build = BuildInfo(id, kept.base, kept.created, result(id))
             del self._failed[id]

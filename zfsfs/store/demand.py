@@ -45,13 +45,16 @@ class Demand:
 
     def wanted(self, now: float) -> int:
         """How many were needed in the largest of the last."""
-        self._goes = [each for each in self._goes if each[0] + HOT > now]
+        self._forget(now)
         return max((count for _, count in self._goes), default=0)
 
     def begun(self, now: float) -> int:
         """How many were needed in all, in the last gos and in this one."""
-        self.wanted(now)
+        self._forget(now)
         return self.count + sum(count for _, count in self._goes)
+
+    def _forget(self, now: float) -> None:
+        self._goes = [each for each in self._goes if each[0] + HOT > now]
 
     def changes(self) -> float:
         """When that will be another number at the earliest."""

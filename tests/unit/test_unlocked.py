@@ -61,7 +61,7 @@ class Thread:
         with pytest.raises(OSError, match="Stale"):
             await self.request(name, failure)
         if not in_group:
-            await self.world.unlocked.looked_up(self.caller.pid)
+            await self.world.unlocked.looked_up(self.caller.pid, BUILDS)
             self.world.said.append(f"{name.decode()} is asked for again")
         try:
             assert await self.request(name, failure) == name
@@ -127,9 +127,22 @@ async def test_who_has_nothing_to_wait_for_is_not_waited_for() -> None:
         async with world() as (made, _):
             asked = Asked("mkdir", ((BUILDS, b"a"),), Caller(0, 0, one), at_once)
             assert made.unlocked.begin(asked)
-            await made.unlocked.looked_up(one)
+            await made.unlocked.looked_up(one, BUILDS)
             await made.unlocked.run(asked)
     assert made.said == ["done"]
+
+
+async def test_of_two_groups_the_one_that_is_looked_up_last_is_waited_at() -> None:
+    with threads(1) as (one,):
+        async with world() as (made, _):
+            names = (BUILDS, b"a"), (RESULTS, b"a")
+            assert made.unlocked.begin(Asked("rename", names, Caller(0, 0, one), made.verb(b"a")))
+            await made.unlocked.looked_up(one, BUILDS)
+            assert made.unlocked.waits(one, RESULTS)
+            made.disk(b"a").set()
+            await made.unlocked.looked_up(one, RESULTS)
+            await made.unlocked.run(Asked("rename", names, Caller(0, 0, one), made.verb(b"a")))
+    assert made.said == ["a begins", "a shows"]
 
 
 async def test_what_fails_is_tried_anew_when_asked_for_again() -> None:

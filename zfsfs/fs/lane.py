@@ -143,7 +143,7 @@ class Lane:
         name = _name(body)
         if ino < FIRST_INODE:
             try:
-                found: Any = self._ops.found_at_once(ino, name)
+                found: Any = self._ops.found_at_once(ino, name, ctx.pid)
             except Missing:
                 return wire.absent(0)
             return found  # type: ignore[no-any-return]

@@ -81,7 +81,7 @@ class Operations(OwnOperations):
     @answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> Attributes:
         if parent_inode == control.ROOT:
-            await self._unlocked.looked_up(ctx.pid)
+            await self._unlocked.looked_up(ctx.pid, self._control.find(parent_inode, name).ino)
         if parent_inode < FIRST_INODE:
             return await self._lookup_own(parent_inode, name)
         parent = await self.node(parent_inode)

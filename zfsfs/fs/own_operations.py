@@ -104,9 +104,15 @@ class OwnOperations(pyfuse3.Operations):
             return self._own_attributes(own)
         return await self._known(self._tree.find(GROUPS[parent], name))
 
-    def found_at_once(self, parent: int, name: bytes) -> Attributes | None:
-        """The answer to a lookup in a group; None where something has to be waited for. Raises Missing."""
-        if parent not in GROUPS or (parent, name) == (control.BUILDS, FAILED_BUILDS) or self._tree.stopped:
+    def found_at_once(self, parent: int, name: bytes, pid: int) -> Attributes | None:
+        """The answer to a thread's lookup in one of our own directories; None where something has to be waited for.
+        Raises Missing."""
+        if self._tree.stopped:
+            return None
+        if parent == control.ROOT:
+            own = self._control.find(parent, name)
+            return None if self._unlocked.waits(pid, own.ino) else self.folder_at_once(own.ino)
+        if parent not in GROUPS or (parent, name) == (control.BUILDS, FAILED_BUILDS):
             return None
         area = self._tree.find(GROUPS[parent], name)
         if area.view is None and area.last is None:

@@ -4,8 +4,8 @@ The kernel holds a directory's lock until a mkdir or rename in it is answered, a
 rename from one directory to another. So one build after another would wait for a transaction group of its own.
 Therefore the first request of a verb is answered with ESTALE as soon as the verb has begun. The kernel then gives up
 its locks, walks the path anew, asking for each name of it, and sends the request again (`retry_estale` and
-LOOKUP_REVAL in fs/namei.c, since Linux 3.8). What it asks for while it has no lock, the group's name, is answered
-when the verb has nothing more to wait for; the second request, with what came of it.
+LOOKUP_REVAL in fs/namei.c, since Linux 3.8). What it asks for while it has no lock, the group's name (of two groups,
+the second one's), is answered when the verb has nothing more to wait for; the second request, with what came of it.
 
 Guarantees
 - A verb that has begun is carried out, once, whether or not its second request comes. What the tree shows changes
@@ -130,16 +130,15 @@ class Unlocked:
             if not each.over.is_set() or runs(pid):
                 self._by_thread[pid] = each  # as the last one
 
-    def waits(self, pid: int) -> bool:
-        """Whether `looked_up` would have something to wait for."""
+    def waits(self, pid: int, group: int) -> bool:
+        """Whether `looked_up` has something to wait for."""
         mine = self._by_thread.get(pid)
-        return mine is not None and not mine.ready.is_set()
+        return mine is not None and not mine.ready.is_set() and group == mine.asked.names[-1][0]
 
-    async def looked_up(self, pid: int) -> None:
-        """A thread looks up a group: wait for its verb, if it has begun one."""
-        mine = self._by_thread.get(pid)
-        if mine is not None:
-            await mine.ready.wait()
+    async def looked_up(self, pid: int, group: int) -> None:
+        """A thread looks up a group: wait for its verb, if it has begun one and looks up no other group after it."""
+        if self.waits(pid, group):
+            await self._by_thread[pid].ready.wait()
 
     async def _carry_out(self, mine: _Verb, earlier: list[_Verb]) -> None:
         try:

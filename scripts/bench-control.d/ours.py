@@ -129,7 +129,9 @@ class Calls:
         wins = changed and info is not None and info.generation == session.generation
         if wins:
             self.done.append(view)
-        outcome = await self.store.caches.release(session, changed=changed, view=None if wins else view)
+        outcome = await self.store.caches.release(
+            session, changed=changed, view=None if wins else view, untouched=not changed
+        )
         assert (outcome is Outcome.PUBLISHED) is wins
         assert (outcome is Outcome.UNCHANGED) is not changed
 

@@ -103,6 +103,45 @@ async def test_there_is_none_while_a_session_is_open_and_one_session_gets_it(dri
             await store.caches.release(each, changed=False)
 
 
+async def test_who_has_changed_nothing_leaves_the_clone_to_the_next(driver: FakeDriver) -> None:
+    async with started(driver) as store:
+        await use(store, "contents")
+        await store.caches.settle()
+        session = await store.caches.open(NPM, b"1")
+        view = store.driver.view(session.dataset, writable=True)
+        outcome = await store.caches.release(session, changed=False, view=view, untouched=True)
+        assert outcome is Outcome.UNCHANGED
+        assert store.caches.sessions() == []
+        again = await store.caches.open(NPM, b"2")
+        assert again.dataset == session.dataset
+        assert again.take_view() is view
+        assert await store.caches.release(again, changed=False, view=view) is Outcome.UNCHANGED
+        assert not [each for each in store.caches.get(NPM).ready if each == again.dataset], (
+            "it may have been written in"
+        )
+
+
+async def test_the_clone_of_an_old_version_is_left_to_nobody(driver: FakeDriver) -> None:
+    async with started(driver) as store:
+        old = await store.caches.open(NPM, b"1")
+        await use(store, "newer", b"2")
+        view = store.driver.view(old.dataset, writable=True)
+        assert await store.caches.release(old, changed=False, view=view, untouched=True) is Outcome.UNCHANGED
+        await store.reaper.try_all()
+        assert old.dataset not in driver.list()
+
+
+async def test_no_more_clones_are_left_than_sessions_were_open(driver: FakeDriver) -> None:
+    async with started(driver) as store:
+        for _ in range(3):
+            sessions = [await store.caches.open(NPM, label) for label in (b"1", b"2")]
+            for each in sessions:
+                view = each.take_view() or store.driver.view(each.dataset, writable=True)
+                await store.caches.release(each, changed=False, view=view, untouched=True)
+            await later(store)
+            assert len(temporary(driver)) == 2
+
+
 async def test_a_spare_is_no_session(driver: FakeDriver) -> None:
     async with started(driver) as store:
         await use(store)

@@ -377,20 +377,29 @@ class Sessions:
         withheld = self.ruling.withheld(area)
         if not wins or withheld is not None:
             # ZFS destroys nothing that is looked into.
+            untouched = not (area.changed or area.was_native or area.opens)
             view = area.detach()
             if place.discarded:
                 return await self._store.caches.discard(session, view)
-            return await self._release(session, view, changed=area.changed, withheld=withheld)
+            return await self._release(session, view, changed=area.changed, withheld=withheld, untouched=untouched)
         await area.write_out()
         outcome = await self._release(session, self._showing.take_view(shared), changed=True)
         shared.view = area.view  # the clone is the cache now, and what looks into it goes on doing so
         return outcome
 
     async def _release(
-        self, session: Session, view: View | None, *, changed: bool, withheld: Outcome | None = None
+        self,
+        session: Session,
+        view: View | None,
+        *,
+        changed: bool,
+        withheld: Outcome | None = None,
+        untouched: bool = False,
     ) -> Outcome:
         try:
-            return await self._store.caches.release(session, changed=changed, withheld=withheld, view=view)
+            return await self._store.caches.release(
+                session, changed=changed, withheld=withheld, view=view, untouched=untouched
+            )
         except BaseException:
             await close_view(view)
             raise

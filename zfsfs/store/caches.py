@@ -23,7 +23,7 @@ from zfsfs.driver import Driver, Listing, View, viewing
 from zfsfs.errors import Busy, Exists, Missing, StoreError, ZfsfsError
 from zfsfs.names import CacheName, Dataset, Snapshot, cache, cache_of, cache_tmp
 from zfsfs.store.arriving import Arrive, at_once
-from zfsfs.store.entries import CacheInfo, Entry, Session
+from zfsfs.store.entries import CacheInfo, Entry, Session, Spare
 from zfsfs.store.events import EventLog, Outcome
 from zfsfs.store.layout import NEXT, RULES, SNAP, Numbers, foreign, generation, junk, rules
 from zfsfs.store.reaper import FIRST_DELAY, LONGEST_DELAY, Reaper, bury
@@ -169,12 +169,19 @@ class Caches:
         return session
 
     async def release(
-        self, session: Session, *, changed: bool, withheld: Outcome | None = None, view: View | None = None
+        self,
+        session: Session,
+        *,
+        changed: bool,
+        withheld: Outcome | None = None,
+        view: View | None = None,
+        untouched: bool = False,
     ) -> Outcome:
         """Close a session: PUBLISHED when it is the first since its version, else SUPERSEDED; UNCHANGED without
         `changed`, and else `withheld` where that is given (PRIVATE, UNSUCCESSFUL: the caller looked at the rules).
         The caller has seen to it that everything is written and nobody writes. `view` is one of what is replaced or
-        thrown away: it is closed in time, unless this raises.
+        thrown away: it is closed in time, unless this raises. `untouched`: it is a writable one of the session, which
+        nobody has ever written in or will; then the next session may get it.
 
         Raises Missing (it is not open) and what the verbs raise, Busy when somebody has mounted a snapshot that has
         to move: the session is then still open, and can be released again; see also `is_decided`.
@@ -192,8 +199,21 @@ class Caches:
             if session not in entry.sessions:
                 raise Missing(f"{session} is not open")
             with trio.CancelScope(shield=True):
-                outcome = await self._end(entry, session, changed, withheld, view)
-            return outcome  # noqa: RET504 - mypy believes that the scope may swallow an exception
+                if untouched and view is not None and self._kept(entry, session, view):
+                    outcome = Outcome.UNCHANGED
+                else:
+                    outcome = await self._end(entry, session, changed, withheld, view)
+            return outcome
+
+    def _kept(self, entry: Entry, session: Session, view: View) -> bool:
+        """End a session by keeping its clone ready for the next one, if that is wanted."""
+        spare = Spare(session.dataset, session.generation, view)
+        if entry.name in self._broken or not self.spares.keep(entry, spare):
+            return False
+        entry.sessions.discard(session)
+        self.spares.ended(entry)
+        self._released(session, Outcome.UNCHANGED)
+        return True
 
     async def _end(
         self, entry: Entry, session: Session, changed: bool, withheld: Outcome | None, view: View | None

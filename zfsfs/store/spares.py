@@ -6,8 +6,8 @@ Guarantees
 - On the disk a spare is a session's clone without a decision, which recovery destroys: nobody has written in it. It
   is no session: it keeps no cache from being released or deleted, and is given up when that is done.
 
-They are made when a cache has been quiet for `QUIET` after its last session, which may have made them obsolete. Only
-where a clone costs next to nothing.
+They are made when a cache has been quiet for `QUIET` after its last session, which may have made them obsolete; and
+the clones of sessions that changed nothing are kept. Only where a clone costs next to nothing.
 """
 
 from __future__ import annotations
@@ -54,6 +54,18 @@ class Spares:
             return None
         self._count -= 1
         return entry.spares.pop(0)
+
+    def keep(self, entry: Entry, spare: Spare) -> bool:
+        """Take the clone of a session that has changed nothing, if a spare of its version is wanted."""
+        demand = self._demands.get(entry)
+        if self._closed or demand is None or spare.generation != entry.generation or entry.swap is not None:
+            return False
+        wanted = max(demand.count, demand.wanted(trio.current_time()))
+        if len(entry.spares) >= wanted or self._count >= MOST:
+            return False
+        self._count += 1
+        entry.spares.append(spare)
+        return True
 
     def opened(self, entry: Entry) -> None:
         """A session was opened."""

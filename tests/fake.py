@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from zfsfs.driver import DatasetInfo, Driver, Listing, Need, SnapshotInfo, Space, Step, View, run_step
-from zfsfs.errors import Busy, DriverError, Exists, Missing
+from zfsfs.driver import DatasetInfo, Driver, Listing, Need, SnapshotInfo, Space, Step, View, in_one_or_each, run_step
+from zfsfs.errors import Busy, DriverError, Exists, Missing, ZfsfsError
 from zfsfs.names import Dataset, Snapshot
 
 Contents = dict[str, bytes]
@@ -142,6 +142,9 @@ class FakeDriver(Driver):
         if any(each.name == snapshot.name for each in head.snapshots):
             raise Exists(f"{snapshot} exists")
         head.snapshots.append(FakeSnapshot(snapshot.name, next(self._guids), dict(head.contents), head))
+
+    def snapshot_each(self, snapshots: Sequence[Snapshot]) -> Sequence[ZfsfsError | None]:
+        return in_one_or_each(None, self.snapshot, snapshots)
 
     def promote(self, dataset: Dataset) -> None:
         head = self._head(dataset)

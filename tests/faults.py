@@ -19,9 +19,10 @@ from zfsfs.driver import (
     Step,
     TakeSnapshot,
     View,
+    in_one_or_each,
     run_step,
 )
-from zfsfs.errors import Busy, NoSpace
+from zfsfs.errors import Busy, NoSpace, ZfsfsError
 from zfsfs.names import Dataset, Snapshot
 
 
@@ -146,6 +147,9 @@ class Stopping(Driver):
 
     def snapshot(self, snapshot: Snapshot) -> None:
         self._step(TakeSnapshot(snapshot))
+
+    def snapshot_each(self, snapshots: Sequence[Snapshot]) -> Sequence[ZfsfsError | None]:
+        return in_one_or_each(None, self.snapshot, snapshots)
 
     def promote(self, dataset: Dataset) -> None:
         self._step(Promote(dataset))

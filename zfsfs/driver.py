@@ -13,13 +13,16 @@ Contract, for every driver
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+from zfsfs.errors import ZfsfsError
 from zfsfs.handover import Native
 from zfsfs.names import Dataset, Snapshot
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +189,10 @@ class Driver(Protocol):
         """Freeze a head's contents under a name, everything written before the call included. Raises Missing,
         Exists, NoSpace."""
 
+    def snapshot_each(self, snapshots: Sequence[Snapshot]) -> Sequence[ZfsfsError | None]:
+        """`snapshot` of each, of different datasets, at the price of one where the storage can: what it would have
+        raised, in their order. One that can't be taken keeps no other from it."""
+
     def promote(self, dataset: Dataset) -> None:
         """See `Promote`. Raises Exists when both have a snapshot of one name, Missing, Busy; DriverError EINVAL
         for what is no clone."""
@@ -244,6 +251,24 @@ class Driver(Protocol):
 
     def sync(self) -> None:
         """Wait until everything done so far is on stable storage."""
+
+
+def in_one_or_each(
+    in_one: Callable[[Sequence[T]], None] | None, verb: Callable[[T], None], subjects: Sequence[T]
+) -> Sequence[ZfsfsError | None]:
+    """For verbs like `Driver.snapshot_each`: `in_one`, which does all or nothing, or else `verb` with each."""
+    if in_one is not None and len(subjects) > 1:
+        with suppress(ZfsfsError):
+            in_one(subjects)
+            return [None] * len(subjects)
+    found: list[ZfsfsError | None] = []
+    for each in subjects:
+        try:
+            verb(each)
+            found.append(None)
+        except ZfsfsError as failure:
+            found.append(failure)
+    return found
 
 
 def run_step(driver: Driver, step: Step) -> None:

@@ -138,6 +138,22 @@ class DriverSuite:
             driver.snapshot(at(A, name))
         assert snapshots(driver, A) == ["z", "autosnap_2024-05-01_00:00:00_daily", "a"]
 
+    def test_several_snapshots_are_taken_at_once(self, driver: Driver) -> None:
+        for each in (A, B):
+            driver.create(each)
+            write(driver, each, str(each))
+        assert list(driver.snapshot_each([at(A), at(B)])) == [None, None]
+        assert [read(driver, at(each)) for each in (A, B)] == [str(A), str(B)]
+
+    def test_a_snapshot_that_cant_be_taken_keeps_no_other_from_it(self, driver: Driver) -> None:
+        for each in (A, B, C):
+            driver.create(each)
+        driver.snapshot(at(B))
+        outcomes = driver.snapshot_each([at(A), at(GONE), at(B), at(C)])
+        assert [type(each) for each in outcomes] == [type(None), Missing, Exists, type(None)]
+        assert snapshots(driver, A) == snapshots(driver, B) == snapshots(driver, C) == ["snap"]
+        assert not driver.snapshot_each([])
+
     def test_a_snapshot_needs_a_head_and_a_free_name(self, driver: Driver) -> None:
         with pytest.raises(Missing, match="result/gone"):
             driver.snapshot(at(GONE))

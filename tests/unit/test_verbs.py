@@ -62,7 +62,7 @@ async def test_builds(store: Store) -> None:
         await store.builds.start(BuildName(new), ME, 0o755)
     with asked(store, "clone", "view"):
         await store.builds.start(BuildName(more, BuildId(b"base")), ME, 0o755)
-    with asked(store, "snapshot"):
+    with asked(store, "snapshot_each"):
         await store.builds.publish(new)
     with asked(store, "rename"):
         await store.builds.discard(more)

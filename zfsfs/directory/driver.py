@@ -38,8 +38,8 @@ from zfsfs.directory.failures import translated
 from zfsfs.directory.lock import take_lock
 from zfsfs.directory.reserve import Reserve
 from zfsfs.directory.verbs import Verbs, Views
-from zfsfs.driver import DatasetInfo, Listing, Need, Space, Step, TakeSnapshot, View
-from zfsfs.errors import Missing, Unavailable
+from zfsfs.driver import DatasetInfo, Listing, Need, Space, Step, TakeSnapshot, View, in_one_or_each
+from zfsfs.errors import Missing, Unavailable, ZfsfsError
 from zfsfs.handover import Native
 from zfsfs.names import Dataset, Snapshot
 from zfsfs.native.mounts import mountable
@@ -256,6 +256,12 @@ class DirectoryDriver:
 
     def snapshot(self, snapshot: Snapshot) -> None:
         self.batch([TakeSnapshot(snapshot)])
+
+    def snapshot_each(self, snapshots: Sequence[Snapshot]) -> Sequence[ZfsfsError | None]:
+        def in_one(snapshots: Sequence[Snapshot]) -> None:
+            self.batch([TakeSnapshot(each) for each in snapshots])  # one transaction
+
+        return in_one_or_each(in_one, self.snapshot, snapshots)
 
     def promote(self, dataset: Dataset) -> None:
         with self._verb(dataset) as verbs:

@@ -41,6 +41,7 @@ from zfsfs.store.layout import (
 from zfsfs.store.naming import Naming
 from zfsfs.store.reaper import Reaper, bury
 from zfsfs.store.roots import give_root
+from zfsfs.store.together import Together
 from zfsfs.store.views import close_view
 from zfsfs.threads import in_thread
 
@@ -87,6 +88,7 @@ class Builds:
         self._running: dict[BuildId, BuildInfo] = {}
         self.fresh = fresh
         self.naming = Naming(self._rename)
+        self._snapshots = Together(driver.snapshot_each)
         self._flying: dict[BuildId, BuildId | None] = {}  # and the base that must stay meanwhile
 
     def load(self, listing: Listing) -> None:
@@ -194,7 +196,7 @@ class Builds:
     ) -> View | None:
         """Give a dataset that was kept ready to a build; None when there is none, or that can't be: the name may be
         taken, or somebody has destroyed it."""
-        found = self.fresh.take(base)
+        found = await self.fresh.take(base)
         if found is None:
             return None
         ready, view = found
@@ -289,7 +291,8 @@ class Builds:
         with self._flight(id):
             await self.named(id)
             # One verb: a crash before it leaves a left-over, a crash after it a result.
-            await in_thread(self._driver.snapshot, Snapshot(build.dataset, SNAP))
+            await self._snapshots.carry_out(Snapshot(build.dataset, SNAP))
+            self.fresh.published(id)
             await arrive()
             found = ResultInfo(id, build.base, build.created, build.dataset)
             del self._running[id]
@@ -395,7 +398,7 @@ class Builds:
         Raises what `may_delete` does, and what the verbs raise: the result is then still there.
         """
         self.may_delete(id)
-        self.fresh.drop(id)
+        self.fresh.deleted(id)
         found, grave = self._results[id], None
         with self._flight(id):
             running = self._busy_datasets()

@@ -5,12 +5,14 @@ Guarantees
 - There are as many of a kind as builds were begun in one go in the last ten minutes (see `demand`), `MOST_ALIKE` at
   most, and `MOST` clones in all: each result gets one before another gets more, the last that was built on first. A
   result counts once it was built on twice in that time.
+- A result that somebody may be about to build on (see `newest`) has one, made as soon as it is published.
+- Who needs one while it is made waits for that.
 - On the disk one is rubbish until a build gets it, so after a crash it is destroyed. Nobody has written in it. It
   keeps no result from being deleted, and is given up when that is done.
 - The oldest goes first: what ZFS says of when a build's dataset was made is some minutes early at most.
 
-They are made when no build of their kind has begun for `QUIET`, where looking into a dataset for the first time takes
-its time.
+The others are made when no build of their kind has begun for `QUIET`, where looking into a dataset for the first time
+takes its time.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from zfsfs.errors import ZfsfsError
 from zfsfs.names import BuildId, Dataset, Snapshot, result
 from zfsfs.store.demand import QUIET, Activity, Demand
 from zfsfs.store.layout import SNAP, Numbers, junk
+from zfsfs.store.newest import Newest
 from zfsfs.store.reaper import Reaper
 from zfsfs.threads import in_thread
 
@@ -46,12 +49,22 @@ def make(driver: Driver, dataset: Dataset, base: BuildId | None) -> None:
 
 
 @dataclass(eq=False, slots=True)
+class _Hand:
+    """What whoever waits is given: one that is ready, or None."""
+
+    full: trio.Event = field(default_factory=trio.Event)
+    found: tuple[Dataset, View] | None = None
+
+
+@dataclass(eq=False, slots=True)
 class _Kind:
     """What builds begin with: nothing, or a result."""
 
     base: BuildId | None
     demand: Demand = field(default_factory=Demand)
     ready: dict[Dataset, View] = field(default_factory=dict)
+    making: int = 0
+    waiting: list[_Hand] = field(default_factory=list)  # for those that are being made; not more
 
     def wanted(self, now: float) -> int:
         begun = self.demand.begun(now)
@@ -60,6 +73,12 @@ class _Kind:
     def oldest(self) -> tuple[Dataset, View]:
         dataset = next(iter(self.ready))
         return dataset, self.ready.pop(dataset)
+
+    def hand_over(self, found: tuple[Dataset, View] | None) -> None:
+        """Give what was made, or nothing, to who has waited longest."""
+        hand = self.waiting.pop(0)
+        hand.found = found
+        hand.full.set()
 
 
 class Fresh:
@@ -71,6 +90,7 @@ class Fresh:
         self._numbers = numbers
         self._activity = activity
         self._kinds: dict[BuildId | None, _Kind] = {}  # the one that was last needed last
+        self._newest = Newest()
         self._making = trio.Lock()
         self._wake = trio.Event()
         self._closed = not driver.cheap_clones
@@ -80,23 +100,40 @@ class Fresh:
         """All there are."""
         return [dataset for kind in self._kinds.values() for dataset in kind.ready]
 
-    def take(self, base: BuildId | None) -> tuple[Dataset, View] | None:
-        """One for a build that begins, if there is one; it is the caller's."""
+    async def take(self, base: BuildId | None) -> tuple[Dataset, View] | None:
+        """One for a build that begins, if there is one or is about to be; it is the caller's. Can't be cancelled."""
         if self._closed:
             return None
         kind = self._kinds[base] = self._kinds.pop(base, _Kind(base))
         kind.demand.need(trio.current_time(), kind.demand.count + 1)
+        if base is not None:
+            self._newest.used(base)
         if len(self._kinds) > MOST:
-            self.drop(next(iter(self._kinds)))
+            self._drop(next(iter(self._kinds)))
         self._wake.set()
-        return kind.oldest() if kind.ready else None
+        if kind.ready or len(kind.waiting) == kind.making:
+            return kind.oldest() if kind.ready else None
+        hand = _Hand()
+        kind.waiting.append(hand)
+        with trio.CancelScope(shield=True):
+            await hand.full.wait()
+        return hand.found
+
+    def published(self, id: BuildId) -> None:
+        """There is a new result."""
+        self._newest.published(id)
+        self._wake.set()
 
     def give_up(self, dataset: Dataset, view: View) -> None:
         """Nobody will need it."""
         self._reaper.add(dataset, with_foreign=True, view=view)
 
-    def drop(self, base: BuildId | None) -> None:
+    def deleted(self, id: BuildId) -> None:
         """Nobody will build on a result any more."""
+        self._newest.deleted(id)
+        self._drop(id)
+
+    def _drop(self, base: BuildId | None) -> None:
         kind = self._kinds.pop(base, None)
         while kind is not None and kind.ready:
             self.give_up(*kind.oldest())
@@ -110,6 +147,7 @@ class Fresh:
             ends = [
                 *(self._due(kind) for kind in kinds if kind.demand.count),
                 *(kind.demand.changes() for kind in kinds),
+                self._newest.changes(),
             ]
             with trio.move_on_at(min(ends, default=math.inf)):
                 await self._wake.wait()
@@ -120,12 +158,13 @@ class Fresh:
     async def provide(self, now: float) -> None:
         """Make and give up what is due at a time (trio's)."""
         async with self._making:
+            promising = [self._kinds.setdefault(each, _Kind(each)) for each in self._newest.promising(now)]
             for kind in list(self._kinds.values()):
                 if kind.demand.count and self._due(kind) <= now:
                     kind.demand.over(now)
-                if not kind.demand.begun(now):
-                    self.drop(kind.base)
-            shares = self._shares(now)
+                if not kind.demand.begun(now) and kind not in promising:
+                    self._drop(kind.base)
+            shares = self._shares(now) | dict.fromkeys(promising, 1)
             for kind, share in shares.items():
                 while len(kind.ready) > share:
                     self.give_up(*kind.oldest())
@@ -133,6 +172,7 @@ class Fresh:
                 async with trio.open_nursery() as nursery:
                     for kind, share in shares.items():
                         for _ in range(0 if kind.demand.count else share - len(kind.ready)):
+                            kind.making += 1
                             nursery.start_soon(self._make, kind)
 
     def _shares(self, now: float) -> dict[_Kind, int]:
@@ -144,19 +184,31 @@ class Fresh:
         return shares | dict.fromkeys(clones, 0) | Counter(turns[:MOST])
 
     async def _make(self, kind: _Kind) -> None:
-        dataset = junk(self._numbers.take(), "ready", "result")
+        found = None
         try:
-            with trio.CancelScope(shield=True):
-                # One verb, and after a crash the dataset is there, rubbish by its name.
-                await in_thread(make, self._driver, dataset, kind.base)
-                try:
-                    view = await in_thread(lambda: self._driver.view(dataset, writable=True))
-                except BaseException:
-                    self._reaper.add(dataset, with_foreign=True)
-                    raise
+            found = await self._made(kind)
         except ZfsfsError as failure:
             log.info("no dataset is kept ready: %s", failure)
-            return
+        finally:
+            kind.making -= 1
+            if len(kind.waiting) > kind.making:
+                kind.hand_over(found)
+            elif found is not None:
+                self._keep(kind, *found)
+
+    async def _made(self, kind: _Kind) -> tuple[Dataset, View]:
+        dataset = junk(self._numbers.take(), "ready", "result")
+        with trio.CancelScope(shield=True):
+            # One verb, and after a crash the dataset is there, rubbish by its name.
+            await in_thread(make, self._driver, dataset, kind.base)
+            try:
+                view = await in_thread(lambda: self._driver.view(dataset, writable=True))
+            except BaseException:
+                self._reaper.add(dataset, with_foreign=True)
+                raise
+        return dataset, view
+
+    def _keep(self, kind: _Kind, dataset: Dataset, view: View) -> None:
         if self._closed or self._kinds.get(kind.base) is not kind:
             self.give_up(dataset, view)
         else:
@@ -167,4 +219,4 @@ class Fresh:
         self._closed = True
         async with self._making:
             for base in list(self._kinds):
-                self.drop(base)
+                self._drop(base)

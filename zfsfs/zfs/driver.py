@@ -31,6 +31,7 @@ from zfsfs.driver import (
     Space,
     Step,
     View,
+    in_one_or_each,
 )
 from zfsfs.errors import Busy, Exists, Locked, Missing, ZfsfsError
 from zfsfs.handover import Native
@@ -193,6 +194,14 @@ class ZfsDriver:
         """See `Driver.snapshot`; for pages of mapped files see the module's words."""
         full = self._pool.full(snapshot)
         self._call(self._core.lzc_snapshot, full, [full.encode()], meanings=changes.TAKE_SNAPSHOT)
+
+    def snapshot_each(self, snapshots: Sequence[Snapshot]) -> Sequence[ZfsfsError | None]:
+        """See `Driver.snapshot_each`: lzc_snapshot takes all of them in one transaction group, or none."""
+
+        def in_one(snapshots: Sequence[Snapshot]) -> None:
+            self._call(self._core.lzc_snapshot, self.name, [self._pool.full(each).encode() for each in snapshots])
+
+        return in_one_or_each(in_one, self.snapshot, snapshots)
 
     def promote(self, dataset: Dataset) -> None:
         """See `Driver.promote`."""

@@ -21,6 +21,7 @@ from zfsfs.store import Store, check
 from zfsfs.store.demand import HOT, PATIENCE, QUIET, Activity
 from zfsfs.store.fresh import MOST, MOST_ALIKE
 from zfsfs.store.layout import SNAP
+from zfsfs.store.newest import PAUSE
 
 ME = (os.getuid(), os.getgid())
 
@@ -151,6 +152,8 @@ async def test_the_next_step_of_a_chain_finds_a_clone_of_the_last_one(driver: Fa
         assert clones(driver) == [], "one step is no chain"
         last = await chain(store, "1", "2", "3")
         await later(store, 0.0)
+        assert clones(driver) == [], "more may be published"
+        await later(store, PAUSE)
         (kept,) = clones(driver)
         assert driver.list()[kept].origin == Snapshot(result(last), SNAP)
         guid = driver.list()[kept].guid
@@ -202,7 +205,7 @@ async def test_who_comes_while_one_is_made_gets_that_or_makes_their_own(broken: 
     async with started(driver) as store:
         last = await chain(store, "1", "2", "3")
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(later, store, 0.0)
+            nursery.start_soon(later, store, PAUSE)
             await trio.to_thread.run_sync(driver.begun.wait)
             for name in ("first", "second"):
                 nursery.start_soon(partial(begin, store, name, base=last))

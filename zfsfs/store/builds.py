@@ -292,11 +292,11 @@ class Builds:
             await self.named(id)
             # One verb: a crash before it leaves a left-over, a crash after it a result.
             await self._snapshots.carry_out(Snapshot(build.dataset, SNAP))
-            self.fresh.published(id)
             await arrive()
             found = ResultInfo(id, build.base, build.created, build.dataset)
             del self._running[id]
             self._results[id] = found
+        self.fresh.published(id)
         self._events.append("published", str(id), f"build {id} is published")
         return found
 

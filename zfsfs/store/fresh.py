@@ -5,7 +5,7 @@ Guarantees
 - There are as many of a kind as builds were begun in one go in the last ten minutes (see `demand`), `MOST_ALIKE` at
   most, and `MOST` clones in all: each result gets one before another gets more, the last that was built on first. A
   result counts once it was built on twice in that time.
-- A result that somebody may be about to build on (see `newest`) has one, made as soon as it is published.
+- A result that somebody may be about to build on (see `newest`) has one, made soon after it is published.
 - Who needs one while it is made waits for that.
 - On the disk one is rubbish until a build gets it, so after a crash it is destroyed. Nobody has written in it. It
   keeps no result from being deleted, and is given up when that is done.
@@ -142,12 +142,12 @@ class Fresh:
         """Make and give up what is due, until cancelled."""
         while not self._closed:
             self._wake = trio.Event()
-            await self.provide(trio.current_time())
+            await self.provide(now := trio.current_time())
             kinds = self._kinds.values()
             ends = [
                 *(self._due(kind) for kind in kinds if kind.demand.count),
                 *(kind.demand.changes() for kind in kinds),
-                self._newest.changes(),
+                self._newest.changes(now),
             ]
             with trio.move_on_at(min(ends, default=math.inf)):
                 await self._wake.wait()
@@ -171,7 +171,8 @@ class Fresh:
             if not self._driver.trouble():
                 async with trio.open_nursery() as nursery:
                     for kind, share in shares.items():
-                        for _ in range(0 if kind.demand.count else share - len(kind.ready)):
+                        waits = kind.demand.count or (kind in promising and not self._newest.is_due(now))
+                        for _ in range(0 if waits else share - len(kind.ready)):
                             kind.making += 1
                             nursery.start_soon(self._make, kind)
 

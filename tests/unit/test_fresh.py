@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import os
 import stat
-import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 
 import pytest
 import trio
 from fake import FakeDriver
-from trio.testing import wait_all_tasks_blocked
 
 from zfsfs.driver import viewing
-from zfsfs.errors import Exists, NoSpace
-from zfsfs.names import BuildId, BuildName, Dataset, Snapshot, result
+from zfsfs.errors import Exists
+from zfsfs.names import BuildId, BuildName, Dataset, result
 from zfsfs.store import Store, check
 from zfsfs.store.demand import HOT, PATIENCE, QUIET, Activity
 from zfsfs.store.fresh import MOST, MOST_ALIKE
-from zfsfs.store.layout import SNAP
-from zfsfs.store.newest import PAUSE
 
 ME = (os.getuid(), os.getgid())
 
@@ -132,88 +127,6 @@ async def test_a_result_that_is_built_on_twice_has_clones_ready(driver: FakeDriv
             assert os.listdir(root) == ["base"]
         (info,) = [each for each in store.builds.running().values() if each.id == BuildId(b"c")]
         assert info.base == base
-
-
-async def chain(store: Store, *names: str) -> BuildId:
-    """Results that are each built on the one before; the last."""
-    base = None
-    for name in names:
-        await begin(store, name, base=base)
-        base = BuildId(name.encode())
-        await store.builds.publish(base)
-    assert base is not None
-    return base
-
-
-async def test_the_next_step_of_a_chain_finds_a_clone_of_the_last_one(driver: FakeDriver) -> None:
-    async with started(driver) as store:
-        await chain(store, "a", "b")
-        await later(store, 0.0)
-        assert clones(driver) == [], "one step is no chain"
-        last = await chain(store, "1", "2", "3")
-        await later(store, 0.0)
-        assert clones(driver) == [], "more may be published"
-        await later(store, PAUSE)
-        (kept,) = clones(driver)
-        assert driver.list()[kept].origin == Snapshot(result(last), SNAP)
-        guid = driver.list()[kept].guid
-        await begin(store, "4", base=last)
-        assert driver.list()[result(BuildId(b"4"))].guid == guid
-
-
-async def test_of_new_results_there_are_as_many_clones_as_chains_go_on_at_once(driver: FakeDriver) -> None:
-    async with started(driver) as store:
-        a, b = await chain(store, "a1", "a2"), await chain(store, "b1", "b2")
-        for base, name in ((a, "a3"), (b, "b3")):
-            await begin(store, name, base=base)
-        for name in ("a3", "b3"):
-            await store.builds.publish(BuildId(name.encode()))
-        await published(store, "c3")
-        await later(store)
-        origins = {info.origin.dataset.leaf for each in clones(driver) if (info := driver.list()[each]).origin}
-        assert origins == {"b3", "c3"}
-        await store.builds.delete(BuildId(b"c3"))
-        await later(store)
-        origins = {info.origin.dataset.leaf for each in clones(driver) if (info := driver.list()[each]).origin}
-        assert origins == {"a3", "b3"}
-        await later(store, HOT + QUIET + 1)
-        assert clones(driver) == []
-
-
-class Slow(FakeDriver):
-    """Clones are taken when `go` is set."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.go = threading.Event()
-        self.begun = threading.Event()
-        self.broken = False
-
-    def clone(self, origin: Snapshot, dataset: Dataset) -> None:
-        if dataset.leaf.endswith("-ready"):
-            self.begun.set()
-            self.go.wait()
-            if self.broken:
-                raise NoSpace("the pool is full")
-        super().clone(origin, dataset)
-
-
-@pytest.mark.parametrize("broken", [False, True])
-async def test_who_comes_while_one_is_made_gets_that_or_makes_their_own(broken: bool) -> None:
-    driver = Slow()
-    driver.broken = broken
-    async with started(driver) as store:
-        last = await chain(store, "1", "2", "3")
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(later, store, PAUSE)
-            await trio.to_thread.run_sync(driver.begun.wait)
-            for name in ("first", "second"):
-                nursery.start_soon(partial(begin, store, name, base=last))
-            await wait_all_tasks_blocked()
-            driver.go.set()
-        found = {each for each in driver.list() if each.leaf in ("first", "second")}
-        assert len(found) == 2
-        assert ready(driver) == []
 
 
 async def test_a_clone_kept_ready_keeps_no_result_and_outlives_none(driver: FakeDriver) -> None:

@@ -196,7 +196,7 @@ class Builds:
     ) -> View | None:
         """Give a dataset that was kept ready to a build; None when there is none, or that can't be: the name may be
         taken, or somebody has destroyed it."""
-        found = await self.fresh.take(base)
+        found = self.fresh.take(base)
         if found is None:
             return None
         ready, view = found
@@ -296,7 +296,6 @@ class Builds:
             found = ResultInfo(id, build.base, build.created, build.dataset)
             del self._running[id]
             self._results[id] = found
-        self.fresh.published(id)
         self._events.append("published", str(id), f"build {id} is published")
         return found
 
@@ -398,7 +397,7 @@ class Builds:
         Raises what `may_delete` does, and what the verbs raise: the result is then still there.
         """
         self.may_delete(id)
-        self.fresh.deleted(id)
+        self.fresh.drop(id)
         found, grave = self._results[id], None
         with self._flight(id):
             running = self._busy_datasets()

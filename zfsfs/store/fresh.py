@@ -5,14 +5,12 @@ Guarantees
 - There are as many of a kind as builds were begun in one go in the last ten minutes (see `demand`), `MOST_ALIKE` at
   most, and `MOST` clones in all: each result gets one before another gets more, the last that was built on first. A
   result counts once it was built on twice in that time.
-- A result that somebody may be about to build on (see `newest`) has one, made soon after it is published.
-- Who needs one while it is made waits for that.
 - On the disk one is rubbish until a build gets it, so after a crash it is destroyed. Nobody has written in it. It
   keeps no result from being deleted, and is given up when that is done.
 - The oldest goes first: what ZFS says of when a build's dataset was made is some minutes early at most.
 
-The others are made when no build of their kind has begun for `QUIET`, where looking into a dataset for the first time
-takes its time.
+They are made when no build of their kind has begun for `QUIET`, where looking into a dataset for the first time takes
+its time.
 """
 
 from __future__ import annotations
@@ -29,7 +27,6 @@ from zfsfs.errors import ZfsfsError
 from zfsfs.names import BuildId, Dataset, Snapshot, result
 from zfsfs.store.demand import QUIET, Activity, Demand
 from zfsfs.store.layout import SNAP, Numbers, junk
-from zfsfs.store.newest import Newest
 from zfsfs.store.reaper import Reaper
 from zfsfs.threads import in_thread
 
@@ -49,22 +46,12 @@ def make(driver: Driver, dataset: Dataset, base: BuildId | None) -> None:
 
 
 @dataclass(eq=False, slots=True)
-class _Hand:
-    """What whoever waits is given: one that is ready, or None."""
-
-    full: trio.Event = field(default_factory=trio.Event)
-    found: tuple[Dataset, View] | None = None
-
-
-@dataclass(eq=False, slots=True)
 class _Kind:
     """What builds begin with: nothing, or a result."""
 
     base: BuildId | None
     demand: Demand = field(default_factory=Demand)
     ready: dict[Dataset, View] = field(default_factory=dict)
-    making: int = 0
-    waiting: list[_Hand] = field(default_factory=list)  # for those that are being made; not more
 
     def wanted(self, now: float) -> int:
         begun = self.demand.begun(now)
@@ -73,12 +60,6 @@ class _Kind:
     def oldest(self) -> tuple[Dataset, View]:
         dataset = next(iter(self.ready))
         return dataset, self.ready.pop(dataset)
-
-    def hand_over(self, found: tuple[Dataset, View] | None) -> None:
-        """Give what was made, or nothing, to who has waited longest."""
-        hand = self.waiting.pop(0)
-        hand.found = found
-        hand.full.set()
 
 
 class Fresh:
@@ -90,7 +71,6 @@ class Fresh:
         self._numbers = numbers
         self._activity = activity
         self._kinds: dict[BuildId | None, _Kind] = {}  # the one that was last needed last
-        self._newest = Newest()
         self._making = trio.Lock()
         self._wake = trio.Event()
         self._closed = not driver.cheap_clones
@@ -100,40 +80,23 @@ class Fresh:
         """All there are."""
         return [dataset for kind in self._kinds.values() for dataset in kind.ready]
 
-    async def take(self, base: BuildId | None) -> tuple[Dataset, View] | None:
-        """One for a build that begins, if there is one or is about to be; it is the caller's. Can't be cancelled."""
+    def take(self, base: BuildId | None) -> tuple[Dataset, View] | None:
+        """One for a build that begins, if there is one; it is the caller's."""
         if self._closed:
             return None
         kind = self._kinds[base] = self._kinds.pop(base, _Kind(base))
         kind.demand.need(trio.current_time(), kind.demand.count + 1)
-        if base is not None:
-            self._newest.used(base)
         if len(self._kinds) > MOST:
-            self._drop(next(iter(self._kinds)))
+            self.drop(next(iter(self._kinds)))
         self._wake.set()
-        if kind.ready or len(kind.waiting) == kind.making:
-            return kind.oldest() if kind.ready else None
-        hand = _Hand()
-        kind.waiting.append(hand)
-        with trio.CancelScope(shield=True):
-            await hand.full.wait()
-        return hand.found
-
-    def published(self, id: BuildId) -> None:
-        """There is a new result."""
-        self._newest.published(id)
-        self._wake.set()
+        return kind.oldest() if kind.ready else None
 
     def give_up(self, dataset: Dataset, view: View) -> None:
         """Nobody will need it."""
         self._reaper.add(dataset, with_foreign=True, view=view)
 
-    def deleted(self, id: BuildId) -> None:
+    def drop(self, base: BuildId | None) -> None:
         """Nobody will build on a result any more."""
-        self._newest.deleted(id)
-        self._drop(id)
-
-    def _drop(self, base: BuildId | None) -> None:
         kind = self._kinds.pop(base, None)
         while kind is not None and kind.ready:
             self.give_up(*kind.oldest())
@@ -142,12 +105,11 @@ class Fresh:
         """Make and give up what is due, until cancelled."""
         while not self._closed:
             self._wake = trio.Event()
-            await self.provide(now := trio.current_time())
+            await self.provide(trio.current_time())
             kinds = self._kinds.values()
             ends = [
                 *(self._due(kind) for kind in kinds if kind.demand.count),
                 *(kind.demand.changes() for kind in kinds),
-                self._newest.changes(now),
             ]
             with trio.move_on_at(min(ends, default=math.inf)):
                 await self._wake.wait()
@@ -158,22 +120,19 @@ class Fresh:
     async def provide(self, now: float) -> None:
         """Make and give up what is due at a time (trio's)."""
         async with self._making:
-            promising = [self._kinds.setdefault(each, _Kind(each)) for each in self._newest.promising(now)]
             for kind in list(self._kinds.values()):
                 if kind.demand.count and self._due(kind) <= now:
                     kind.demand.over(now)
-                if not kind.demand.begun(now) and kind not in promising:
-                    self._drop(kind.base)
-            shares = self._shares(now) | dict.fromkeys(promising, 1)
+                if not kind.demand.begun(now):
+                    self.drop(kind.base)
+            shares = self._shares(now)
             for kind, share in shares.items():
                 while len(kind.ready) > share:
                     self.give_up(*kind.oldest())
             if not self._driver.trouble():
                 async with trio.open_nursery() as nursery:
                     for kind, share in shares.items():
-                        waits = kind.demand.count or (kind in promising and not self._newest.is_due(now))
-                        for _ in range(0 if waits else share - len(kind.ready)):
-                            kind.making += 1
+                        for _ in range(0 if kind.demand.count else share - len(kind.ready)):
                             nursery.start_soon(self._make, kind)
 
     def _shares(self, now: float) -> dict[_Kind, int]:
@@ -185,31 +144,19 @@ class Fresh:
         return shares | dict.fromkeys(clones, 0) | Counter(turns[:MOST])
 
     async def _make(self, kind: _Kind) -> None:
-        found = None
+        dataset = junk(self._numbers.take(), "ready", "result")
         try:
-            found = await self._made(kind)
+            with trio.CancelScope(shield=True):
+                # One verb, and after a crash the dataset is there, rubbish by its name.
+                await in_thread(make, self._driver, dataset, kind.base)
+                try:
+                    view = await in_thread(lambda: self._driver.view(dataset, writable=True))
+                except BaseException:
+                    self._reaper.add(dataset, with_foreign=True)
+                    raise
         except ZfsfsError as failure:
             log.info("no dataset is kept ready: %s", failure)
-        finally:
-            kind.making -= 1
-            if len(kind.waiting) > kind.making:
-                kind.hand_over(found)
-            elif found is not None:
-                self._keep(kind, *found)
-
-    async def _made(self, kind: _Kind) -> tuple[Dataset, View]:
-        dataset = junk(self._numbers.take(), "ready", "result")
-        with trio.CancelScope(shield=True):
-            # One verb, and after a crash the dataset is there, rubbish by its name.
-            await in_thread(make, self._driver, dataset, kind.base)
-            try:
-                view = await in_thread(lambda: self._driver.view(dataset, writable=True))
-            except BaseException:
-                self._reaper.add(dataset, with_foreign=True)
-                raise
-        return dataset, view
-
-    def _keep(self, kind: _Kind, dataset: Dataset, view: View) -> None:
+            return
         if self._closed or self._kinds.get(kind.base) is not kind:
             self.give_up(dataset, view)
         else:
@@ -220,4 +167,4 @@ class Fresh:
         self._closed = True
         async with self._making:
             for base in list(self._kinds):
-                self._drop(base)
+                self.drop(base)

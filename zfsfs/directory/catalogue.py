@@ -226,6 +226,11 @@ class Catalogue:
         """Every tree that a row refers to."""
         return {row[0] for row in self._run("SELECT tree FROM dataset UNION SELECT tree FROM snapshot")}
 
+    def refers_to(self, tree: str) -> bool:
+        """Whether a row refers to a tree."""
+        sql = "SELECT 1 FROM dataset WHERE tree = ? UNION ALL SELECT 1 FROM snapshot WHERE tree = ? LIMIT 1"
+        return self._run(sql, tree, tree).fetchone() is not None
+
     def info(self, head: Head) -> DatasetInfo:
         origin = None if head.origin is None else self.frozen_by_id(head.origin)
         return DatasetInfo(

@@ -183,8 +183,8 @@ class DirectoryDriver:
         verbs = Verbs(self._rows, self._views)
         with self._guard, translated(what), self._rows.transaction(what):
             yield verbs
-            verbs.unused -= self._rows.trees() if verbs.unused else set()
-        for tree in verbs.unused:
+            unused = [tree for tree in verbs.unused if not self._rows.refers_to(tree)]
+        for tree in unused:
             if not self._views.trees[tree]:
                 self._remove(tree)
 
@@ -201,7 +201,7 @@ class DirectoryDriver:
                 return
             del self._views.trees[tree]
             with self._rows.transaction(tree):
-                referred = tree in self._rows.trees()
+                referred = self._rows.refers_to(tree)
         if not referred:
             self._remove(tree)
 

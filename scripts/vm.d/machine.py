@@ -55,8 +55,21 @@ class Job:
         return self.cut_line is not None or self.cut_seconds is not None
 
 
+class NotUp(Failure):
+    """The machine died before the command began."""
+
+
 def run(image: Path, job: Job) -> int:
     """The command's exit status, 124 after the timeout; for a cut, 0 if it was cut and 1 if it ended before."""
+    try:
+        return run_once(image, job)
+    except NotUp as failure:
+        # Emulated, one start of some 30 ends in a panic of the guest's kernel before it has found its disks.
+        say(f"{failure}\nstarting it once more")
+        return run_once(image, job)
+
+
+def run_once(image: Path, job: Job) -> int:
     with ExitStack() as stack:
         room = stack.enter_context(own_room())
         console = job.console or room / "console"
@@ -105,7 +118,8 @@ def run(image: Path, job: Job) -> int:
         )
         stack.callback(machine.wait)
         stack.callback(machine.kill)
-        outcome = Conversation(job, machine, ports).hold()
+        conversation = Conversation(job, machine, ports)
+        outcome = conversation.hold()
         if lossy:
             say(lossy.settle(cut=outcome.stopped))
         if outcome.sentence:
@@ -113,7 +127,8 @@ def run(image: Path, job: Job) -> int:
             said = complaints.read()
             if outcome.died and console.exists():
                 said += console.read_bytes()[-3000:]
-            raise Failure(f"{outcome.sentence}\n{said.decode(errors='replace')}".rstrip())
+            kind = Failure if conversation.ready else NotUp
+            raise kind(f"{outcome.sentence}\n{said.decode(errors='replace')}".rstrip())
         if job.out and not outcome.stopped:
             fetch(room / "out", job.out)
         return outcome.status

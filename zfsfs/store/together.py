@@ -2,8 +2,9 @@
 
 Guarantees
 - Each who asks waits for its own only, and gets what became of that.
-- Whoever asks in one pass of the event loop is carried out together, and so is who asks while `MOST` are under way:
-  the verb waits for the storage, which takes all that has come together as fast as one.
+- Who is alone waits for nobody. Who asks in the same pass of the event loop as another is carried out together, but for
+  the first, and so is who asks while `MOST` are under way: the verb waits for the storage, which takes all that has
+  come together as fast as one.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class Together(Generic[T]):
         mine = _Wish(subject)
         self._waiting.append(mine)
         with trio.CancelScope(shield=True):
-            await trio.lowlevel.checkpoint()
+            if self._under_way:
+                await trio.lowlevel.checkpoint()
             while not mine.over:
                 if not mine.taken and self._under_way < MOST:
                     await self._all_waiting()

@@ -26,6 +26,21 @@ def test_a_session_that_only_reads_is_unchanged(tree, cache):
     assert os.getxattr(cache, "user.zfsfs.generation") == b"1"
 
 
+def test_a_session_that_only_reads_leaves_its_clone_to_the_next(tree, cache):
+    datasets = []
+    for label in "one", "two", "three":
+        session = tree / f"caches/c@{label}"
+        with held(session):
+            datasets.append(os.getxattr(session, "user.zfsfs.dataset"))
+            assert [(each, (session / each).read_text()) for each in os.listdir(session)] == [("file", "first")]
+            if label == "three":
+                (session / "file").write_text("third")
+        assert tree.outcome(f"c@{label}") == ("published" if label == "three" else "unchanged")
+    assert (cache / "file").read_text() == "third"
+    if "ZFSFS_TEST_POOL" in os.environ:  # elsewhere a clone costs as much as its contents, and none is kept
+        assert len(set(datasets)) == 1
+
+
 def test_looking_opens_nothing(tree, cache):
     before = tree.events("opened")
     assert (cache / "file").stat().st_size == 5

@@ -2,9 +2,8 @@
 
 Guarantees
 - Each who asks waits for its own only, and gets what became of that.
-- Who is alone waits for nobody. Who asks in the same pass of the event loop as another is carried out together, but for
-  the first, and so is who asks while `MOST` are under way: the verb waits for the storage, which takes all that has
-  come together as fast as one.
+- Who is alone waits for nobody. Others who ask in one pass of the event loop are carried out together, and so are
+  those who ask while `MOST` are under way: the verb waits for the storage, which takes many as fast as one.
 """
 
 from __future__ import annotations

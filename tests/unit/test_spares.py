@@ -112,6 +112,7 @@ async def test_who_has_changed_nothing_leaves_the_clone_to_the_next(driver: Fake
         outcome = await store.caches.release(session, changed=False, view=view, untouched=True)
         assert outcome is Outcome.UNCHANGED
         assert store.caches.sessions() == []
+        await later(store, 0.0)
         again = await store.caches.open(NPM, b"2")
         assert again.dataset == session.dataset
         assert again.take_view() is view

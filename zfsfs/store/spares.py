@@ -60,8 +60,7 @@ class Spares:
         demand = self._demands.get(entry)
         if self._closed or demand is None or spare.generation != entry.generation or entry.swap is not None:
             return False
-        wanted = max(demand.count, demand.wanted(trio.current_time()))
-        if len(entry.spares) >= wanted or self._count >= MOST:
+        if len(entry.spares) >= _wanted(demand, trio.current_time()) or self._count >= MOST:
             return False
         self._count += 1
         entry.spares.append(spare)
@@ -129,9 +128,9 @@ class Spares:
                 if due:
                     del self._due[entry]
                     demand.over(now)
-                wanted = demand.wanted(now)
+                wanted = _wanted(demand, now)
                 self._shrink(entry, wanted, with_foreign=False)
-                if not wanted and not demand.count:
+                if not wanted:
                     self.drop(entry)
                 elif due and wanted > len(entry.spares):
                     wanting[entry] = wanted - len(entry.spares)
@@ -177,3 +176,8 @@ class Spares:
             return False
         entry.spares.append(spare)
         return True
+
+
+def _wanted(demand: Demand, now: float) -> int:
+    """How many spares there are to be at most. What was left in the go that is not over counts as well."""
+    return max(demand.count, demand.wanted(now))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXAMPLES = Path("/usr/share/doc/libfuse3-dev/examples")
 BUILD = "bench"
+DESCRIPTORS = 100_000
 
 
 def say(text: str) -> None:
@@ -94,6 +96,10 @@ def mounted(store: str, folder: Path, wanted: list[str]) -> Iterator[dict[str, P
 def serve_c(program: Path, source: Path, target: Path) -> Callable[[], None]:
     """As `fuse_mount`, what `passthrough` has compiled: it shows `source` with all caching that it has."""
     options = f"source={source},cache=always,writeback,allow_other,default_permissions"
+    # It needs a descriptor for each file that the kernel knows, and in the virtual machine 1024 are the limit.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError):  # not permitted everywhere
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(DESCRIPTORS, most), max(DESCRIPTORS, most)))
     return fuse_mount(target, program, "-o", options)
 
 

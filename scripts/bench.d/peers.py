@@ -97,9 +97,9 @@ def serve_c(program: Path, source: Path, target: Path) -> Callable[[], None]:
     """As `fuse_mount`, what `passthrough` has compiled: it shows `source` with all caching that it has."""
     options = f"source={source},cache=always,writeback,allow_other,default_permissions"
     # It needs a descriptor for each file that the kernel knows, and in the virtual machine 1024 are the limit.
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = max(DESCRIPTORS, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     with contextlib.suppress(ValueError):  # not permitted everywhere
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(DESCRIPTORS, most), max(DESCRIPTORS, most)))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     return fuse_mount(target, program, "-o", options)
 
 

@@ -199,25 +199,26 @@ class Caches:
             if session not in entry.sessions:
                 raise Missing(f"{session} is not open")
             with trio.CancelScope(shield=True):
-                if untouched and view is not None and self._kept(entry, session, view):
-                    outcome = Outcome.UNCHANGED
-                else:
-                    outcome = await self._end(entry, session, changed, withheld, view)
-            return outcome
+                outcome = await self._end(entry, session, changed, withheld, view, untouched)
+            return outcome  # noqa: RET504 - mypy believes that the scope may swallow an exception
 
-    def _kept(self, entry: Entry, session: Session, view: View) -> bool:
-        """End a session by keeping its clone ready for the next one, if that is wanted."""
-        spare = Spare(session.dataset, session.generation, view)
-        if entry.name in self._broken or not self.spares.keep(entry, spare):
+    def _keeps(self, entry: Entry, session: Session, view: View | None) -> bool:
+        """Keep the clone of a session that ends ready for the next one, if that is wanted."""
+        if view is None or entry.name in self._broken:
             return False
-        entry.sessions.discard(session)
-        self.spares.ended(entry)
-        self._released(session, Outcome.UNCHANGED)
-        return True
+        return self.spares.keep(entry, Spare(session.dataset, session.generation, view))
 
     async def _end(
-        self, entry: Entry, session: Session, changed: bool, withheld: Outcome | None, view: View | None
+        self,
+        entry: Entry,
+        session: Session,
+        changed: bool,
+        withheld: Outcome | None,
+        view: View | None,
+        untouched: bool,
     ) -> Outcome:
+        if untouched and self._keeps(entry, session, view):
+            return self._over(entry, session, Outcome.UNCHANGED)
         if not changed or withheld is not None:
             return self._throw_away(entry, session, withheld if changed and withheld else Outcome.UNCHANGED, view)
         if session.generation == entry.generation:  # else it waits for nobody's tidying
@@ -350,9 +351,12 @@ class Caches:
 
     def _throw_away(self, entry: Entry, session: Session, outcome: Outcome, view: View | None) -> Outcome:
         # The clone carries no decision: after a crash it is destroyed, or waits for foreign snapshots to go.
+        self._reaper.add(session.dataset, with_foreign=False, view=view)
+        return self._over(entry, session, outcome)
+
+    def _over(self, entry: Entry, session: Session, outcome: Outcome) -> Outcome:
         entry.sessions.discard(session)
         self.spares.ended(entry)
-        self._reaper.add(session.dataset, with_foreign=False, view=view)
         self._released(session, outcome)
         return outcome
 

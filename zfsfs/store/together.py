@@ -26,7 +26,6 @@ MOST = 2
 @dataclass(eq=False, slots=True)
 class _Wish(Generic[T]):
     subject: T
-    taken: bool = False
     over: bool = False
     failure: Exception | None = None
 
@@ -48,7 +47,7 @@ class Together(Generic[T]):
             if self._under_way:
                 await trio.lowlevel.checkpoint()
             while not mine.over:
-                if not mine.taken and self._under_way < MOST:
+                if mine in self._waiting and self._under_way < MOST:
                     await self._all_waiting()
                 else:
                     await self._parked.park()
@@ -57,8 +56,6 @@ class Together(Generic[T]):
 
     async def _all_waiting(self) -> None:
         wishes, self._waiting = self._waiting, []
-        for each in wishes:
-            each.taken = True
         self._under_way += 1
         try:
             outcomes = await in_thread(self._verb, [each.subject for each in wishes])

@@ -17,6 +17,7 @@ from zfsfs.config import CacheRules
 from zfsfs.errors import Refused
 from zfsfs.fs.area import Area
 from zfsfs.fs.caller import Caller, error
+from zfsfs.fs.permission import WRITE, permits
 from zfsfs.fs.places import CachePlace
 from zfsfs.names import CacheName
 from zfsfs.store import Outcome, Policy, Publishers, Rules, Store
@@ -78,6 +79,16 @@ class CacheRuling:
         """Whether a session is a copy that is never published."""
         policy = self.of(place.name.cache).policy
         return place.publisher is False or policy in (Policy.NEVER, Policy.READ_ONLY)
+
+    @staticmethod
+    def is_guest(area: Area, caller: Caller) -> bool:
+        """Whether a user may read in a session and write nothing at its top: he keeps it open for himself, but keeps
+        nobody from publishing or deleting."""
+        guests = _place(area).guests
+        known = guests.get(caller.uid)
+        if known is None:
+            known = guests[caller.uid] = not permits(area.fd, WRITE, caller.uid, caller.groups())
+        return known
 
     # Attributes.
 

@@ -19,10 +19,9 @@ import trio
 
 from zfsfs.driver import Driver, View
 from zfsfs.errors import Busy, DriverError, Missing, Stopped, ZfsfsError
-from zfsfs.fs import unseen
 from zfsfs.fs.area import Area
 from zfsfs.fs.caller import Caller, error
-from zfsfs.fs.leaving import bequeath, is_guest
+from zfsfs.fs.ending import Endings
 from zfsfs.fs.nodes import NodeTable, stale
 from zfsfs.fs.places import CachePlace, SharedCache
 from zfsfs.fs.quiet import DRAIN, closed
@@ -64,6 +63,7 @@ class Sessions:
         self._users = users
         self._driver: Driver = store.driver
         self._showing = Showing(store)
+        self._endings = Endings(store, self._showing, ruling)
         self._table = table
         self._linger = linger
         self._scan = scan
@@ -90,7 +90,7 @@ class Sessions:
             if not self._driver.stable_inodes:
                 area.shown = 0
             area.on_forgotten = self._forgotten
-            area.is_guest = lambda caller, area=area: is_guest(area, caller)
+            area.is_guest = lambda caller, area=area: self.ruling.is_guest(area, caller)
             self.ruling.apply(area)
         return area
 
@@ -304,7 +304,7 @@ class Sessions:
                 # the snapshot would be lost.
                 place.closing = True
                 try:
-                    outcome = await self._end(area, place)
+                    outcome = await self._endings.end(area, place)
                 except (ZfsfsError, OSError) as failure:
                     decided = self._store.caches.is_decided(session)
                     place.stuck = DriverError(str(failure), failure.errno or errno.EIO) if decided else None
@@ -325,7 +325,7 @@ class Sessions:
                         told.append((area, self._table.outlive(area)))
                 elif not place.discarded:
                     news = await self._showing.refresh(area, place.cache)
-                    if outcome is not Outcome.UNCHANGED or not self._is_newest(session):
+                    if outcome is not Outcome.UNCHANGED or not self._endings.is_newest(session):
                         told.append(news)
                 for other, _ in told:
                     _place(other).telling += 1
@@ -360,59 +360,6 @@ class Sessions:
             log.warning("cache %s has a new version that can't be shown yet: %s", name, failure)
             return
         await self._tell_all(told)
-
-    def _is_newest(self, session: Session) -> bool:
-        info = self._store.caches.get(session.cache)
-        return info is not None and info.generation == session.generation
-
-    async def _end(self, area: Area, place: CachePlace) -> Outcome:
-        session, shared = place.session, place.cache
-        assert session is not None
-        if self._store.caches.is_decided(session) or session.ended is not None:
-            return await self._end_decided(area, place)
-        info = self._store.caches.get(session.cache)
-        if not area.changed and area.was_native and await unseen.was_written(self._driver, area, session.dataset):
-            area.changed = True
-        wins = area.changed and not place.discarded and info is not None and info.generation == session.generation
-        withheld = self.ruling.withheld(area)
-        if not wins or withheld is not None:
-            # ZFS destroys nothing that is looked into.
-            untouched = not (area.changed or area.was_native or area.opens)
-            view = area.detach()
-            if place.discarded:
-                return await self._store.caches.discard(session, view)
-            return await self._release(session, view, changed=area.changed, withheld=withheld, untouched=untouched)
-        await area.write_out()
-        outcome = await self._release(session, self._showing.take_view(shared), changed=True)
-        shared.view = area.view  # the clone is the cache now, and what looks into it goes on doing so
-        return outcome
-
-    async def _release(
-        self,
-        session: Session,
-        view: View | None,
-        *,
-        changed: bool,
-        withheld: Outcome | None = None,
-        untouched: bool = False,
-    ) -> Outcome:
-        try:
-            return await self._store.caches.release(
-                session, changed=changed, withheld=withheld, view=view, untouched=untouched
-            )
-        except BaseException:
-            await close_view(view)
-            raise
-
-    async def _end_decided(self, area: Area, place: CachePlace) -> Outcome:
-        """Complete a release that could not be completed before; it is too late to discard it."""
-        assert place.session is not None
-        outcome = await self._release(place.session, self._showing.take_view(place.cache), changed=True)
-        if place.discarded:
-            await close_view(area.detach())
-        else:
-            place.cache.view = area.view
-        return outcome
 
     # Ending by name.
 
@@ -466,7 +413,7 @@ class Sessions:
                 await self.close(area, force=True)
             except (ZfsfsError, OSError) as failure:
                 log.warning("session %s can't be closed: %s", _place(area).name, failure)
-                await bequeath(self._store.caches, self.ruling, area)
+                await self._endings.bequeath(area, _place(area))
         async with trio.open_nursery() as nursery:
             for shared in self._shared.values():
                 nursery.start_soon(close_view, self._showing.take_view(shared))

@@ -63,7 +63,7 @@ class Tree:
     ) -> None:
         self.store = store
         self.users = users
-        self.troubles = Troubles(lambda text: store.events.append("warning", "storage", text))
+        self.troubles = Troubles(lambda text: store.events.append("warning", "storage", text), self.statvfs)
         self.table = NodeTable(FIRST_INODE)
         self.builds: dict[BuildId, Area] = {}
         self._results: dict[BuildId, Area] = {}

@@ -20,13 +20,22 @@ _SENTENCES = {
     errno.ENOMEM: "the daemon has no memory left: give it more, or look with `zfsfs status` at who uses so much",
 }
 PAUSE = 60.0
+#: With so many bytes and inodes a filesystem isn't full: a directory's index or an inode's attributes have no room
+#: (ext4(5): large_dir, ea_inode).
+_ROOM, _INODES = 1 << 26, 1000
 
 
 class Troubles:
-    """What was told when. `tell` is called with a sentence, from the event loop."""
+    """What was told when. `tell` is called with a sentence, from the event loop; `space` tells of the storage's."""
 
-    def __init__(self, tell: Callable[[str], object], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        tell: Callable[[str], object],
+        space: Callable[[], os.statvfs_result],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._tell = tell
+        self._space = space
         self._clock = clock
         self._told: dict[int, float] = {}
 
@@ -34,12 +43,21 @@ class Troubles:
         """An operation is about to fail with this errno. Returns the one that its caller should get."""
         if number == errno.EMFILE:
             number = errno.ENFILE  # it is not the caller's process that has too many
-        if number in _SENTENCES:
+        if number in _SENTENCES and not (number == errno.ENOSPC and self._has_room()):
             now = self._clock()
             if now - self._told.get(number, -PAUSE) >= PAUSE:
                 self._told[number] = now
                 self._tell(_SENTENCES[number] + self._details(number))
         return number
+
+    def _has_room(self) -> bool:
+        try:
+            space = self._space()
+        except OSError:
+            return False
+        # Filesystems that make inodes as needed may count none (statvfs(3)).
+        inodes = space.f_favail > _INODES or not space.f_files
+        return inodes and space.f_bavail * space.f_frsize > _ROOM
 
     @staticmethod
     def _details(number: int) -> str:

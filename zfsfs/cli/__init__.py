@@ -7,17 +7,25 @@ module of the command that is called is imported: `zfsfs exec` starts before eve
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Iterable
+from typing import NoReturn
 
+from zfsfs import __version__
 from zfsfs.cli.parsing import Parser, split
 from zfsfs.errors import ZfsfsError
 
-if TYPE_CHECKING:
-    from zfsfs.cli.parsing import Commands
-
+#: The modules in the order of their commands in the help.
+_MODULES = {
+    "mounting": ("mount",),
+    "mounted": ("umount", "status"),
+    "native": ("exec", "bind", "unbind"),
+    "building": ("build",),
+    "who": ("who",),
+    "resting": ("check", "recover"),
+}
 _EPILOG = """\
 STORE is a ZFS dataset (tank/ci), or a path that begins with '/' or '.' and names a directory for a store
 without ZFS. Exit codes: 0 done, 1 failed, 2 usage, 3 store unavailable, 4 busy, 5 store locked, 6 mountpoint,
@@ -27,19 +35,10 @@ SIGTERM ends the daemon as 'umount --force' does: open sessions are released, ru
 its end or by a power cut, it loses no result that was published, and no cache."""
 
 
-def _adders(command: str) -> list[Callable[[Commands], None]]:
-    """What adds a command to the parser; all of them where it is none that has to start fast."""
-    if command in ("exec", "bind", "unbind"):
-        from zfsfs.cli import native
-
-        return [native.add]
-    if command == "build":
-        from zfsfs.cli import building
-
-        return [building.add]
-    from zfsfs.cli import building, mounted, mounting, native, resting, who
-
-    return [module.add for module in (mounting, mounted, native, building, who, resting)]
+def _modules(command: str) -> Iterable[str]:
+    """Those that add a command to the parser; all of them where it is none."""
+    own = [module for module, commands in _MODULES.items() if command in commands]
+    return own or _MODULES
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
@@ -47,10 +46,11 @@ def _parser(command: str) -> argparse.ArgumentParser:
         prog="zfsfs", description="A filesystem whose directories are a build store.", epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"zfsfs {__version__}")
     # With `prog` no usage text is formatted for it.
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", prog="zfsfs")
-    for add in _adders(command):
-        add(commands)
+    for module in _modules(command):
+        importlib.import_module(f"zfsfs.cli.{module}").add(commands)
     return parser
 
 

@@ -47,6 +47,7 @@ class Job:
     verbose: bool = False
     console: Path | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    handed: list[Path] = field(default_factory=list)  # beside the repository's own files
     cut_line: re.Pattern[bytes] | None = None
     cut_seconds: float | None = None
 
@@ -201,6 +202,10 @@ def payload(room: Path, job: Job) -> Path:
                 tar.add(path, f"repo/{os.fsdecode(name)}", recursive=False)
             except FileNotFoundError:
                 continue  # deleted, or just being replaced by its author
+        for path in job.handed:
+            if (REPOSITORY / path.name).exists():
+                raise Failure(f"{path} can't be handed in: the repository has something of that name")
+            tar.add(path, f"repo/{path.name}")
     return file
 
 

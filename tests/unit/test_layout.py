@@ -42,8 +42,9 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             module = node.module or ""
-            # `from zfsfs import errors` names a room, not the package.
-            found |= {f"zfsfs.{alias.name}" for alias in node.names} if module == "zfsfs" else {module}
+            # `from zfsfs import errors` names a room, not the package, which has only its version.
+            rooms = {f"zfsfs.{alias.name}" for alias in node.names if alias.name != "__version__"}
+            found |= rooms if module == "zfsfs" else {module}
     return found
 
 

@@ -173,7 +173,7 @@ async def _mounted(
         line.lane = Lane(tree, files, WireOperations(tree, files, own, unlocked), line.answer)
     kernel.attach()
     files.outdated = files.table.outdated = kernel.outdated
-    files.full, files.stopped = tree.troubles.met, lambda: tree.stopped
+    files.full, files.stopped = tree.troubles.tell, lambda: tree.stopped
     files.set_id_goes_if_executable = tree.store.driver.set_id_goes_if_executable
     try:
         async with trio.open_nursery() as nursery:

@@ -57,6 +57,12 @@ def test_an_attribute_that_has_no_room_leaves_the_storage_as_it_is(free: os.stat
     assert told == []
 
 
+def test_a_part_of_the_storage_may_be_full() -> None:
+    told = Told()
+    told.troubles(space(500_000, 500_000)).tell(errno.ENOSPC)
+    assert len(told) == 1
+
+
 def test_a_storage_that_can_not_be_asked_counts_as_full() -> None:
     def fails() -> os.statvfs_result:
         raise OSError(errno.EIO, "")

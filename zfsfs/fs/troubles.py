@@ -26,15 +26,15 @@ _ROOM, _INODES = 1 << 26, 1000
 
 
 class Troubles:
-    """What was told when. `tell` is called with a sentence, from the event loop; `space` tells of the storage's."""
+    """What was told when. `say` is called with a sentence, from the event loop; `space` tells of the storage's."""
 
     def __init__(
         self,
-        tell: Callable[[str], object],
+        say: Callable[[str], object],
         space: Callable[[], os.statvfs_result],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._tell = tell
+        self._say = say
         self._space = space
         self._clock = clock
         self._told: dict[int, float] = {}
@@ -43,12 +43,16 @@ class Troubles:
         """An operation is about to fail with this errno. Returns the one that its caller should get."""
         if number == errno.EMFILE:
             number = errno.ENFILE  # it is not the caller's process that has too many
-        if number in _SENTENCES and not (number == errno.ENOSPC and self._has_room()):
-            now = self._clock()
-            if now - self._told.get(number, -PAUSE) >= PAUSE:
-                self._told[number] = now
-                self._tell(_SENTENCES[number] + self._details(number))
+        if not (number == errno.ENOSPC and self._has_room()):
+            self.tell(number)
         return number
+
+    def tell(self, number: int) -> None:
+        """The storage, or a part of it, has this trouble, if the errno stands for one."""
+        now = self._clock()
+        if number in _SENTENCES and now - self._told.get(number, -PAUSE) >= PAUSE:
+            self._told[number] = now
+            self._say(_SENTENCES[number] + self._details(number))
 
     def _has_room(self) -> bool:
         try:

@@ -43,14 +43,14 @@ class Troubles:
         """An operation is about to fail with this errno. Returns the one that its caller should get."""
         if number == errno.EMFILE:
             number = errno.ENFILE  # it is not the caller's process that has too many
-        if not (number == errno.ENOSPC and self._has_room()):
+        if number in _SENTENCES and not (number == errno.ENOSPC and self._has_room()):
             self.tell(number)
         return number
 
     def tell(self, number: int) -> None:
-        """The storage, or a part of it, has this trouble, if the errno stands for one."""
+        """The storage, or a part of it, has the trouble that this errno stands for."""
         now = self._clock()
-        if number in _SENTENCES and now - self._told.get(number, -PAUSE) >= PAUSE:
+        if now - self._told.get(number, -PAUSE) >= PAUSE:
             self._told[number] = now
             self._say(_SENTENCES[number] + self._details(number))
 

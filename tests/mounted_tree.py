@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import changed_daemon
+import warm
 
 #: Seconds after which a test that waits for the daemon gives up.
 PATIENCE = 60.0
@@ -20,8 +19,7 @@ PATIENCE = 60.0
 
 def zfsfs(*arguments: object, expect: int = 0) -> subprocess.CompletedProcess[str]:
     """Run the command line; its exit code must be the expected one and it never shows a traceback."""
-    command = [sys.executable, "-m", "zfsfs", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE * 2, check=False)
+    done = warm.run(list(map(str, arguments)), PATIENCE * 2)
     assert "Traceback" not in done.stderr
     assert done.returncode == expect, f"{done.args}: {done.stdout}{done.stderr}"
     return done
@@ -60,9 +58,8 @@ class Mounted:
 
     def mount_changed(self, how: str, gate: Path, *more: object) -> None:
         """The same, by a daemon that is changed for the test: see `changed_daemon`."""
-        options = ["--linger", "0.1", "--log", self.log, *more]
-        command = [sys.executable, changed_daemon.__file__, how, gate, "mount", self.store, self.path, *options]
-        subprocess.run(command, check=True, timeout=120)
+        words = ["mount", self.store, self.path, "--linger", "0.1", "--log", self.log, *more]
+        warm.run(list(map(str, words)), PATIENCE * 2, (how, str(gate))).check_returncode()
 
     def umount(self, *more: str) -> None:
         zfsfs("umount", *more, self.path)

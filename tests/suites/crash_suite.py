@@ -129,6 +129,9 @@ class Scene:
 
     async def set(self, needs: str, others: int, *, foreign: bool = False) -> None:
         """Make what a sequence needs, with so many sessions of others, of different ages."""
+        self.may(self.d, None)
+        if needs == "base":
+            await self._publish(BuildName(self.b))
         if needs == "builds":
             await self._builds()
         if needs == "cache":
@@ -147,7 +150,6 @@ class Scene:
         info = await self.store.builds.start(BuildName(self.c, self.a), ME, 0o755)
         fill(self.driver, info.dataset, "c")
         self.may(self.c, None)
-        self.may(self.d, None)
 
     async def _publish(self, name: BuildName) -> None:
         info = await self.store.builds.start(name, ME, 0o755)
@@ -183,12 +185,13 @@ class Scene:
 @dataclass(frozen=True)
 class Sequence:
     """What is stopped. `deletes`: foreign snapshots of what it removes go with it. `acted`: its obstacle lies above
-    the driver, so that all drivers see the same calls."""
+    the driver, so that all drivers see the same calls. `within`: its calls are a part of another sequence's."""
 
     needs: str
     run: Callable[[Scene], Awaitable[None]]
     deletes: bool = False
     acted: bool = False
+    within: bool = False
 
     def __str__(self) -> str:
         return self.run.__name__.replace("_", " ")
@@ -464,14 +467,14 @@ async def start_up_after_obuilder_was_cut_off(scene: Scene) -> None:
 
 
 SEQUENCES = (
-    Sequence("builds", start_of_a_build),
-    Sequence("builds", start_of_a_build_in_a_dataset_that_was_kept_ready, deletes=True),
-    Sequence("builds", build_in_a_dataset_that_gets_its_name_later, deletes=True),
-    Sequence("builds", start_of_a_build_with_a_base),
+    Sequence("", start_of_a_build, within=True),
+    Sequence("", start_of_a_build_in_a_dataset_that_was_kept_ready, deletes=True),
+    Sequence("base", build_in_a_dataset_that_gets_its_name_later, deletes=True),
+    Sequence("base", start_of_a_build_with_a_base, within=True),
     Sequence("builds", start_of_a_build_over_what_a_crash_left, deletes=True),
-    Sequence("builds", publishing_a_build),
-    Sequence("builds", discarding_a_build, deletes=True),
-    Sequence("builds", deleting_a_result, deletes=True),
+    Sequence("builds", publishing_a_build, within=True),
+    Sequence("builds", discarding_a_build, deletes=True, within=True),
+    Sequence("builds", deleting_a_result, deletes=True, within=True),
     Sequence("builds", deleting_a_result_with_what_a_crash_left_of_builds_on_it, deletes=True),
     Sequence("builds", keeping_a_failed_build, deletes=True),
     Sequence("builds", opening_a_failed_build_again, deletes=True),
@@ -481,10 +484,10 @@ SEQUENCES = (
     Sequence("cache", release_that_wins),
     Sequence("cache", release_that_wins_and_the_next_opens),
     Sequence("cache", release_that_loses),
-    Sequence("cache", release_of_an_unchanged_session),
+    Sequence("cache", release_of_an_unchanged_session, within=True),
     Sequence("cache", setting_a_rule_and_releasing),
     Sequence("cache", discarding_a_session, deletes=True),
-    Sequence("cache", deleting_a_cache, deletes=True),
+    Sequence("cache", deleting_a_cache, deletes=True, within=True),
     Sequence("cache", opening_and_releasing_a_clone_that_was_kept_ready),
     Sequence("cache", deleting_a_cache_with_a_clone_kept_ready, deletes=True),
     Sequence("builds", discarding_a_build_in_a_full_store, deletes=True, acted=True),

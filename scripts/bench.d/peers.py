@@ -51,14 +51,13 @@ def zfsfs(*arguments: object) -> None:
     run(sys.executable, "-m", "zfsfs", *arguments)
 
 
-def beneath(store: str, folder: Path) -> Path:
-    """The directory that holds the build's files: of a directory store, or a dataset of its own beside a ZFS one."""
-    if store.startswith("/"):
-        (tree,) = Path(store, "trees").glob(f"*-result-{BUILD}")
-        return tree
-    native = folder / "native"
-    run("zfs", "create", "-o", f"mountpoint={native}", f"{store}-native")
-    return native
+def datasets(undo: contextlib.ExitStack, store: str, native: Path) -> None:
+    """Make a dataset for a store and one beside it that is mounted natively. Both have the properties that what a
+    store makes has, so that the same work costs the same; they are destroyed with `undo`."""
+    for name, mountpoint in ((store, "none"), (f"{store}-native", native)):
+        properties = (f"mountpoint={mountpoint}", "acltype=posix", "xattr=sa", "atime=off")
+        run("zfs", "create", *(word for each in properties for word in ("-o", each)), name)
+        undo.callback(run, "zfs", "destroy", "-R", name)
 
 
 @contextlib.contextmanager
@@ -66,17 +65,16 @@ def mounted(store: str, folder: Path, wanted: list[str]) -> Iterator[dict[str, P
     """Where each peer does its work."""
     found: dict[str, Path] = {}
     with contextlib.ExitStack() as undo:
-        tree = folder / "zfsfs"
+        tree, native = folder / "zfsfs", folder / "native"
         tree.mkdir()
         if not store.startswith("/"):
-            run("zfs", "create", "-o", "mountpoint=none", store)
-            undo.callback(run, "zfs", "destroy", "-R", store)
-            undo.callback(run, "zfs", "destroy", "-R", f"{store}-native")
+            datasets(undo, store, native)
         zfsfs("mount", store, tree, "--log", folder / "log")
         undo.callback(zfsfs, "umount", "--force", tree)
         build = tree / "builds" / BUILD
         build.mkdir()
-        native = beneath(store, folder)
+        if store.startswith("/"):
+            (native,) = Path(store, "trees").glob(f"*-result-{BUILD}")
         found["zfsfs"] = build / "by-zfsfs"
         found["native"] = native / "by-native"
         if program := passthrough(folder):

@@ -23,7 +23,7 @@ from zfsfs import garbage
 from zfsfs import mountpoint as mountpoints
 from zfsfs.builders.running import Records
 from zfsfs.config import Config
-from zfsfs.driver import Driver
+from zfsfs.drivers import choose_driver
 from zfsfs.errors import MountError
 from zfsfs.fs import door, status, who
 from zfsfs.fs.building import Builders
@@ -68,20 +68,6 @@ class Settings:
     max_builds: int = 256
     max_sessions: int = 256
     config: Config = field(default_factory=Config)
-
-
-def choose_driver(store: str) -> Driver:
-    """The driver for a store as a person names it: what begins with '/' or '.' is a directory, all else a dataset.
-
-    Raises InvalidName, Unavailable.
-    """
-    if store.startswith(("/", ".")):
-        from zfsfs.directory.driver import DirectoryDriver
-
-        return DirectoryDriver(store)
-    from zfsfs.zfs.driver import ZfsDriver
-
-    return ZfsDriver(store)
 
 
 def _is_withdrawn(record: logging.LogRecord) -> bool:

@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
 from zfsfs.cli import main  # noqa: E402
-from zfsfs.daemon import choose_driver  # noqa: E402
+from zfsfs.drivers import choose_driver  # noqa: E402
 from zfsfs.names import Dataset  # noqa: E402
 from zfsfs.store import check  # noqa: E402
 

@@ -18,7 +18,7 @@ import pytest
 from comparing import Places
 from mounted_tree import Mounted
 
-from zfsfs.daemon import choose_driver
+from zfsfs.drivers import choose_driver
 from zfsfs.mountpoint import FSTYPE, mounted_type
 from zfsfs.store import check
 

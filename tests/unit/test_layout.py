@@ -18,7 +18,7 @@ LEVELS = (
     ("driver", "syscalls"),
     ("mountpoint", "native", "watchdog"),
     ("zfs", "directory"),
-    ("store",),
+    ("store", "drivers"),
     ("config", "builders"),
     ("fs",),
     ("watch", "garbage"),

@@ -23,7 +23,7 @@ def add(commands: Commands) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    from zfsfs.daemon import choose_driver
+    from zfsfs.drivers import choose_driver
     from zfsfs.store import check, leftovers
 
     listing = choose_driver(options.store).list()
@@ -38,7 +38,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _recover(options: argparse.Namespace) -> None:
-    from zfsfs.daemon import choose_driver
+    from zfsfs.drivers import choose_driver
     from zfsfs.store import plan
 
     actions = plan(choose_driver(options.store).list())

@@ -2,8 +2,8 @@
 it takes the lock, so a store is served by one or the other. Calls that change something are async (trio); nothing is
 told of files: they are written through a view of the driver, as the tree does.
 
-    from zfsfs.daemon import choose_driver
     from zfsfs.driver import viewing
+    from zfsfs.drivers import choose_driver
     from zfsfs.names import BuildId, BuildName, CacheName
     from zfsfs.store import Outcome, Store
 

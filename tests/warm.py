@@ -23,6 +23,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import changed_daemon
+
 _MOST = 1 << 17
 #: What commands import when they need it.
 _LATER = ("cli.background", "daemon", "directory.driver", "zfs.driver")
@@ -146,8 +148,6 @@ def _become(request: dict[str, Any], streams: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    import changed_daemon
-
     from zfsfs.cli import main
 
     for name in _LATER:

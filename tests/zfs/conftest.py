@@ -11,6 +11,7 @@ import pytest
 
 from zfsfs.driver import Driver
 from zfsfs.names import MAX_FULL_NAME
+from zfsfs.zfs import programs
 
 # Everything in one transaction group, where zfs(8) takes one for each dataset. Clones stand in the way of snapshots,
 # and snapshots and children of datasets, so what can go goes, until there is nothing left.
@@ -43,7 +44,7 @@ def pool() -> Iterator[str]:
     core.lzc_create(name.encode(), "zfs", {b"mountpoint": b"none"})
     yield name
     whole, argv = parent.partition("/")[0].encode(), [name.encode(), b"%d" % MAX_FULL_NAME]
-    if core.lzc_channel_program(whole, _DESTROY, 10_000_000, 10 << 20, argv):
+    if core.lzc_channel_program(whole, _DESTROY, programs.INSTRUCTIONS, programs.SMALL, argv):
         # It takes away what else can be, and says what is in the way.
         subprocess.run(["zfs", "destroy", "-R", name], check=True)
 

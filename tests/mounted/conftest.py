@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import datasets
 import pytest
 from comparing import Places
 from mounted_tree import Mounted
@@ -30,9 +31,9 @@ def store(tmp_path: Path) -> Iterator[str]:
         yield str(tmp_path / "store")
         return
     name = f"{pool}/m-{secrets.token_hex(6)}"
-    subprocess.run(["zfs", "create", "-o", "mountpoint=none", name], check=True)
+    datasets.create(name)
     yield name
-    subprocess.run(["zfs", "destroy", "-R", name], check=True)
+    datasets.destroy(name)
 
 
 @pytest.fixture
@@ -104,8 +105,8 @@ def beneath(folder: Path) -> Iterator[tuple[str, Path]]:
     subprocess.run(["zfs", "create", *properties, "-o", "mountpoint=none", name], check=True)
     subprocess.run(["zfs", "create", *properties, "-o", f"mountpoint={native}", f"{name}-native"], check=True)
     yield name, native
-    subprocess.run(["zfs", "destroy", "-R", name], check=True)
-    subprocess.run(["zfs", "destroy", "-R", f"{name}-native"], check=True)
+    datasets.destroy(name)
+    subprocess.run(["zfs", "destroy", f"{name}-native"], check=True)  # which is mounted
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import datasets
 import pytest
 from errnos import errno_of
 from mounted_tree import Mounted, until, zfsfs
@@ -31,7 +32,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         name = f"{POOL}/full"
         subprocess.run(["zfs", "create", "-o", "mountpoint=none", "-o", "quota=48M", name], check=True)
         yield name
-        subprocess.run(["zfs", "destroy", "-R", name], check=True)
+        datasets.destroy(name)
         return
     if request.param == "pool":
         (tmp_path / "disk").touch()

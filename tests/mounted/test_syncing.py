@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import datasets
 import pytest
 from mounted_tree import Mounted
 
@@ -22,9 +23,9 @@ def store(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
     """A store on a disk of its own; on ZFS as always."""
     pool = os.environ.get("ZFSFS_TEST_POOL")
     if pool:
-        subprocess.run(["zfs", "create", "-o", "mountpoint=none", f"{pool}/syncing"], check=True)
+        datasets.create(f"{pool}/syncing")
         yield f"{pool}/syncing"
-        subprocess.run(["zfs", "destroy", "-R", f"{pool}/syncing"], check=True)
+        datasets.destroy(f"{pool}/syncing")
         return
     image, disk = tmp_path / "image", tmp_path / "disk"
     disk.mkdir()

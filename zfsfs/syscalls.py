@@ -1,7 +1,7 @@
 """System calls that Python does not have, through ctypes: thin, typed, and raising OSError with the call's name.
 
 Sources: renameat2(2), getdents64(2), fsopen(2), fsconfig(2), fsmount(2), move_mount(2), ioctl_ficlone(2), umount2(2),
-statx(2), statfs(2), open_tree(2), openat2(2), mount_setattr(2), mount(2), unshare(2).
+statx(2), statfs(2), open_tree(2), openat2(2), mount_setattr(2), mount(2), unshare(2), ptrace(2).
 """
 
 from __future__ import annotations
@@ -66,7 +66,13 @@ _libc.unshare.argtypes = (ctypes.c_int,)
 _libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_void_p)
 
+_libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+_libc.ptrace.restype = ctypes.c_long
+
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_PTRACE_SEIZE, _PTRACE_INTERRUPT = 0x4206, 0x4207
+#: For os.waitpid: threads, too.
+WALL = 0x40000000
 
 
 def _check(result: int, call: str, path: object = None) -> int:
@@ -210,3 +216,9 @@ def adopt_orphans() -> None:
 def die_with_parent(number: int) -> None:
     """prctl(2) with PR_SET_PDEATHSIG: get a signal when the thread that made this process ends."""
     _check(_libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0), "prctl")
+
+
+def ptrace_interrupt(thread: int) -> None:
+    """ptrace(2): trace a thread, from the calling thread on, and interrupt it. Its end is then ours to wait for."""
+    _check(_libc.ptrace(_PTRACE_SEIZE, thread, None, None), "ptrace")
+    _check(_libc.ptrace(_PTRACE_INTERRUPT, thread, None, None), "ptrace")

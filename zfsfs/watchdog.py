@@ -1,11 +1,11 @@
-"""A process that ends the connection of a tree whose daemon was killed.
+"""A process that ends the connection of a tree whose daemon was killed, and the daemon where it lives on.
 
 The kernel does it when the last descriptor of /dev/fuse is closed, which a killed process does. But a thread of the
 daemon may be making the kernel forget a name just then: it waits, and can't be killed, for the lock of a directory
 whose holder waits for an answer of ours. The process then keeps its descriptors, and everybody waits for ever.
 
-Guarantees: when the daemon's main thread is gone, so is the connection, a moment later. Assumes: the daemon calls
-`dismiss` when it ends by itself.
+Guarantees: when the daemon's main thread is gone, so is the connection, a moment later; and so are the others (see
+`killed`). Assumes: the daemon calls `dismiss` when it ends by itself.
 
 The connection's own file `abort` is opened as long as all is well: it is good for this connection and for no later
 one of the same number, and keeps nothing busy. An ordinary user has it where fusectl is mounted; without it this
@@ -18,11 +18,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
+import time
 
-from zfsfs import syscalls
+from zfsfs import killed, syscalls
 
 _TOLD = signal.SIGUSR1
+_LONG = 3600.0
 
 
 class Watchdog:
@@ -66,12 +69,24 @@ def _watch(daemon: int, reader: int) -> None:
         if int(name) > 2 and int(name) != reader:
             with contextlib.suppress(OSError):
                 os.close(int(name))
-    connection = os.read(reader, 32)
+    connection = _mounted(reader)
     if connection:
         abort = _open_abort(connection.decode())
         if os.getppid() == daemon:
             signal.sigwait({_TOLD})
         os.write(abort, b"1")
+    while os.getppid() == daemon:
+        killed.finish(daemon, _LONG)
+        time.sleep(killed.PAUSE)
+
+
+def _mounted(reader: int) -> bytes:
+    """The connection, once there is one; nothing when the daemon has ended before. It may have left a thread behind,
+    and that the pipe open."""
+    while not select.select([reader], [], [], 1.0)[0]:
+        if _TOLD in signal.sigpending():
+            return b""
+    return os.read(reader, 32)
 
 
 def _open_abort(connection: str) -> int:

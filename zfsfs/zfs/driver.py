@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 
+from zfsfs import killed
 from zfsfs.driver import (
     DatasetInfo,
     Destroy,
@@ -44,6 +45,8 @@ from zfsfs.zfs.views import look_into, mount
 _GROUP_PROPERTIES = {b"mountpoint": b"none", b"canmount": 0, b"acltype": 1, b"xattr": 2, b"atime": 0}
 _LOCK = "lock"
 _SNAPSHOT_TRIES = 5
+#: Seconds for a daemon that was killed to be gone.
+_PATIENCE = 10.0
 
 
 class ZfsDriver:
@@ -79,11 +82,11 @@ class ZfsDriver:
             except OSError as error:
                 raise library.meaning(error.errno or errno.EIO, f"{self._pool.full(state)}: the lock file") from error
             stack.callback(os.close, fd)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _take(fd):
                 pid = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
-                raise Locked(f"{self.name} is served by another daemon, pid {pid or 'unknown'}") from None
+                # A daemon that was killed may need help to be gone.
+                if not (pid.isdecimal() and killed.finish(int(pid), _PATIENCE) and _take(fd)):
+                    raise Locked(f"{self.name} is served by another daemon, pid {pid or 'unknown'}")
             os.ftruncate(fd, 0)
             os.pwrite(fd, b"%d\n" % os.getpid(), 0)
             self._held = stack.pop_all()
@@ -303,3 +306,11 @@ class ZfsDriver:
 
     def _call(self, verb: Any, what: str, *arguments: Any, meanings: library.Meanings | None = None) -> Any:
         return library.call(self._core, verb, what, *arguments, meanings=meanings)
+
+
+def _take(fd: int) -> bool:
+    """Take the lock, if nobody has it."""
+    with suppress(BlockingIOError):
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False

@@ -69,11 +69,11 @@ def stopped(gate: Path, action: Callable[[Mounted], None], tree: Mounted) -> Ite
         thread.join()
 
 
-def prepare(tree: Mounted, call: str, gate: Path) -> None:
+def prepare(tree: Mounted, call: str, gate: Path, *options: str) -> None:
     """A tree whose daemon will wait in this call: a result `done` in it, and the builds `slow` and `other`."""
     for name in ("entered", "go"):
         os.mkfifo(gate / name)
-    tree.mount_changed(call, gate)
+    tree.mount_changed(call, gate, *options)
     publish(tree, "done")
     os.mkdir(tree / "builds/slow")
     os.mkdir(tree / "builds/other")
@@ -125,6 +125,81 @@ def test_a_verb_that_waits_delays_none_of_the_others_in_its_group(unmounted, tmp
     done = {publish_slow: ["done", "slow"], delete_done: []}.get(action, ["done"])
     assert sorted(os.listdir(tree / "results")) == done
     tree.closed()
+
+
+def keep_slow(tree: Mounted) -> None:
+    os.rename(tree / "builds/slow", tree / "builds/.failed/slow")
+
+
+def reopen_kept(tree: Mounted) -> None:
+    os.rename(tree / "builds/.failed/kept", tree / "builds/kept")
+
+
+def forget_kept(tree: Mounted) -> None:
+    os.rmdir(tree / "builds/.failed/kept")
+
+
+@pytest.mark.parametrize("action", [keep_slow, reopen_kept, forget_kept])
+def test_what_is_done_with_a_failed_build_delays_none_of_the_others(unmounted, tmp_path, action):
+    tree = unmounted
+    prepare(tree, "rename", tmp_path, "--keep-failed", "9")
+    failed = tree / "builds/.failed"
+    os.mkdir(tree / "builds/kept")
+    os.rename(tree / "builds/kept", failed / "kept")
+    with stopped(tmp_path, action, tree) as thread:
+        publish(tree, "next")
+        os.rename(tree / "builds/other", failed / "other")
+        os.rename(failed / "other", tree / "builds/other")
+        os.rename(tree / "builds/other", failed / "other")
+        os.rmdir(failed / "other")
+        assert sorted(os.listdir(tree / "builds")) == [".failed", "slow"]
+        assert os.listdir(failed) == ["kept"]
+        assert os.stat(tree / "builds/slow").st_nlink == os.stat(failed / "kept").st_nlink == 2
+        assert thread.is_alive()
+    running = {keep_slow: [], reopen_kept: ["kept", "slow"], forget_kept: ["slow"]}[action]
+    kept = {keep_slow: ["kept", "slow"], reopen_kept: [], forget_kept: []}[action]
+    assert sorted(os.listdir(tree / "builds")) == [".failed"] * bool(kept) + running
+    for name in running:
+        (tree / "builds" / name / "file").write_text("it is looked into again")
+        subprocess.run(["rm", "-r", tree / "builds" / name], check=True)
+    for name in kept:
+        assert os.listdir(failed / name) == []
+        os.rmdir(failed / name)
+    tree.closed()
+
+
+def test_a_cache_that_is_being_deleted_delays_no_other(unmounted, tmp_path):
+    for name in ("entered", "go"):
+        os.mkfifo(tmp_path / name)
+    tree = unmounted
+    tree.mount_changed("rename", tmp_path)
+    caches = tree / "caches"
+    for name in ("slow", "other"):
+        os.mkdir(caches / name)
+    # It may not hold up who is in it either: the kernel holds locks for those that the deletion needs to end.
+    inside = os.open(caches / "slow@reader", os.O_PATH)
+    with stopped(tmp_path, lambda tree: os.rmdir(caches / "slow"), tree) as thread:
+        os.mkdir(caches / "new")
+        (caches / "other@one/file").write_text("other")
+        os.rmdir(caches / "new")
+        assert {"other", "slow"} <= set(os.listdir(caches)) <= {"other", "slow", "other@one"}
+        assert os.stat(caches / "slow").st_nlink == os.stat(caches / "slow@never asked for").st_nlink == 2
+        for begin in (os.listdir, lambda folder: os.mkdir(folder / "x")):
+            for folder in (caches / "slow", caches / "slow@another", Path(f"/proc/self/fd/{inside}")):
+                with failing(errno.ESTALE):
+                    begin(folder)
+        assert thread.is_alive()
+    tree.closed()
+    assert os.listdir(caches) == ["other"]
+    assert (caches / "other/file").read_text() == "other"
+    with failing(errno.ESTALE):
+        os.listdir(f"/proc/self/fd/{inside}")
+    os.close(inside)
+    # The name is free, and nothing is left of what it stood for.
+    os.mkdir(caches / "slow")
+    (caches / "slow/file").write_text("new")
+    assert tree.outcome("slow") == "published"
+    assert (caches / "slow@another/file").read_text() == "new"
 
 
 def test_who_opens_a_session_waits_for_no_other_of_the_cache(unmounted, tmp_path):

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from zfsfs.errors import Busy, InvalidName, Missing
+from zfsfs.driver import Driver, View
+from zfsfs.errors import Busy, InvalidName, Missing, ZfsfsError
 from zfsfs.fs.area import Area
 from zfsfs.fs.places import BuildPlace, FailedPlace
 from zfsfs.fs.quiet import not_native, not_written
 from zfsfs.fs.users import BUILD
-from zfsfs.names import BuildId, BuildName
+from zfsfs.names import BuildId, BuildName, Dataset
+from zfsfs.store.arriving import Arrive, at_once
 from zfsfs.store.views import close_view
 from zfsfs.threads import in_thread
 
@@ -53,24 +55,31 @@ class Failures:
             del self._areas[area.place.id]
         self._tree.let_go(area)
 
-    async def keep(self, old: bytes, new: bytes) -> None:
-        """mv builds/ID[@BASE] builds/.failed/ID: a build has failed, and what it left is to be looked at. Raises as
-        `Tree.publish`."""
-        tree = self._tree
-        area = tree.build(old)
+    def may_keep(self, old: bytes, new: bytes) -> tuple[Area, BuildPlace]:
+        """The build's area and what it is. Raises what `keep` would, as far as it is known."""
+        self._tree.running()
+        area = self._tree.build(old)
         build, target = area.place, BuildId(new)
         assert isinstance(build, BuildPlace)
         if build.name.id != target:
             raise InvalidName(f"build {build.name.id} can only be kept as .failed/{build.name.id}")
         if build.run is not None and (build.run.ended is None or build.run.success):
             raise Busy(f"build {target} is its builder's to end")
+        return area, build
+
+    async def keep(self, old: bytes, new: bytes, arrive: Arrive = at_once) -> None:
+        """mv builds/ID[@BASE] builds/.failed/ID: a build has failed, and what it left is to be looked at; `arrive` is
+        awaited before that shows. Raises as `Tree.publish`."""
+        tree = self._tree
+        area, build = self.may_keep(old, new)
+        target = build.name.id
         await not_native(area)
         await not_written(area, f"{target} can't be kept")
         facts = {} if build.run is None else build.run.facts
         area.read_only = True
         try:
             await self._let_go(target)
-            info = await tree.store.builds.keep(target, facts, time.time())
+            info = await tree.store.builds.keep(target, facts, time.time(), arrive)
         except BaseException:
             area.read_only = False
             raise
@@ -83,47 +92,53 @@ class Failures:
         if tree.builders is not None:
             tree.builders.tidy_soon()
 
-    async def reopen(self, old: bytes, new: bytes) -> None:
-        """mv builds/.failed/ID builds/ID[@BASE]: a failed build runs again, as anybody's. Raises Missing, Exists,
-        InvalidName (another id or base)."""
-        tree = self._tree
+    def may_reopen(self, old: bytes, new: bytes) -> tuple[Area, BuildName]:
+        """The failed build's area and what it will be called. Raises what `reopen` would, as far as it is known."""
+        self._tree.running()
         ident, build = BuildId(old), BuildName.parse(new)
-        area = self.find(ident)
-        kept = tree.store.builds.failed()[ident] if build.id == ident else None
-        if kept is None or build.builder or build.base not in (None, kept.base):
+        area, kept = self.find(ident), self._tree.store.builds.failed()[ident]
+        if build.id != ident or build.builder or build.base not in (None, kept.base):
             raise InvalidName(f"a failed build {ident} can only be opened again under its own name")
+        self._tree.store.builds.may_reopen(ident)
+        return area, build
+
+    async def reopen(self, old: bytes, new: bytes, arrive: Arrive = at_once) -> None:
+        """mv builds/.failed/ID builds/ID[@BASE]: a failed build runs again, as anybody's; `arrive` is awaited before
+        that shows. Raises Missing, Exists, InvalidName (another id or base)."""
+        tree = self._tree
+        area, build = self.may_reopen(old, new)
         await not_native(area)
         if area.view is None:
             await tree.ready(area)
         uid = os.fstat(area.fd).st_uid
+        look = _Look(tree.store.driver, arrive)
         with tree.users.taking(BUILD, uid):
-            info = await tree.store.builds.reopen(build.id)
+            info = await tree.store.builds.reopen(build.id, look)
         area.place = BuildPlace(build, info.created, uid)
         self._areas.pop(build.id, None)
         area.on_forgotten = None
-        try:
-            with trio.CancelScope(shield=True):
-                view = await in_thread(lambda: tree.store.driver.view(info.dataset, writable=True))
-        except BaseException:
+        if look.view is None:
             tree.users.give(BUILD, uid)
             with trio.CancelScope(shield=True):
                 await tree.store.builds.discard(build.id)
-            raise
+            raise look.failure
         before = area.detach()
-        area.attach(view)
+        area.attach(look.view)
         area.read_only = False
         tree.table.hold(area.root)
         tree.builds[build.id] = area
         await close_view(before)
 
-    async def forget(self, ident: BuildId) -> None:
-        """Delete a failed build; what is open in it goes on working."""
+    async def forget(self, ident: BuildId, arrive: Arrive = at_once) -> None:
+        """Delete a failed build; what is open in it goes on working. `arrive` is awaited before its name is gone."""
         area, forget = self._areas.get(ident), self._tree.store.builds.forget
         if area is None:
-            await forget(ident)
+            await forget(ident, arrive)
         else:
             await not_native(area)
-            await self._tree.remove(area, lambda view: forget(ident, view))
+            assert isinstance(area.place, FailedPlace)
+            area.place.deleted = True
+            await self._tree.remove(area, lambda view: forget(ident, arrive, view))
         await self._let_go(ident)
 
     async def _let_go(self, ident: BuildId) -> None:
@@ -132,3 +147,20 @@ class Failures:
             area.place.deleted = True
             self._tree.table.hold(area.root)
             await self._tree.end(area)
+
+
+class _Look:
+    """An `Arrive` that looks into the dataset first: `view`, or why there is none."""
+
+    def __init__(self, driver: Driver, arrive: Arrive) -> None:
+        self._driver, self._arrive = driver, arrive
+        self.view: View | None = None
+        self.failure: Exception = AssertionError("nobody has looked")
+
+    async def __call__(self, dataset: Dataset) -> None:
+        with trio.CancelScope(shield=True):
+            try:
+                self.view = await in_thread(lambda: self._driver.view(dataset, writable=True))
+            except (ZfsfsError, OSError, MemoryError) as failure:
+                self.failure = failure
+        await self._arrive()

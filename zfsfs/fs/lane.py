@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import trio
 
 from zfsfs.errors import Missing
-from zfsfs.fs import control, wire
+from zfsfs.fs import wire
 from zfsfs.fs.asked import AttributesAsked, Context, FieldsAsked
 from zfsfs.fs.backing import Backings
 from zfsfs.fs.cold import TRUST, is_cold, is_cold_at, look_ahead, slow, warm, warm_listing
@@ -33,7 +33,7 @@ from zfsfs.fs.listing import listed
 from zfsfs.fs.nodes import Node, stale
 from zfsfs.fs.operations import Operations
 from zfsfs.fs.own_lane import WireOperations, answer, raw
-from zfsfs.fs.own_operations import FIRST_OWN_HANDLE, GROUPS, REMOVABLE
+from zfsfs.fs.own_operations import FIRST_OWN_HANDLE, GROUPS
 from zfsfs.fs.passthrough import Passthrough
 from zfsfs.fs.tree import Tree
 from zfsfs.fs.unlocked import Asked
@@ -264,7 +264,7 @@ class Lane:
 
     def rmdir(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
         name = _name(body)
-        if ino in REMOVABLE:
+        if ino in GROUPS:
             return self._begin(self._ops.removing(ino, name, ctx))
         if not self._begun(ino, ctx, name):
             return None
@@ -281,8 +281,8 @@ class Lane:
 
     def _renamed(self, old: int, new: int, flags: int, ctx: Context, names: memoryview) -> bytes | None:
         old_name, new_name = bytes(names).split(b"\0")[:2]
-        if (old, new) == (control.BUILDS, control.RESULTS) and not flags & wire.RENAME_EXCHANGE:
-            return self._begin(self._ops.publishing(old_name, new_name, ctx))
+        if old < FIRST_INODE or new < FIRST_INODE:
+            return self._begin(self._ops.moving((old, old_name), (new, new_name), flags, ctx))
         if not self._begun(old, ctx, old_name) or not self._begun(new, ctx, new_name):
             return None
         _now(_rename(self._ops, old, old_name, new, new_name, flags, ctx))

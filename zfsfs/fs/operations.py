@@ -24,6 +24,7 @@ from zfsfs.fs.handles import DirectoryHandle, FileHandle
 from zfsfs.fs.nodes import Node
 from zfsfs.fs.own_operations import FIRST_OWN_HANDLE, GROUPS, Attributes, OwnOperations
 from zfsfs.fs.replies import absent, answered
+from zfsfs.names import FAILED_BUILDS
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class Operations(OwnOperations):
 
     @answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> Attributes:
-        if parent_inode == control.ROOT:
+        if parent_inode == control.ROOT or (parent_inode, name) == (control.BUILDS, FAILED_BUILDS):
             await self._unlocked.looked_up(ctx.pid, self._control.find(parent_inode, name).ino)
         if parent_inode < FIRST_INODE:
             return await self._lookup_own(parent_inode, name)
@@ -202,7 +203,7 @@ class Operations(OwnOperations):
     @answered
     async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         if parent_inode in GROUPS:
-            await self._rmdir_own(parent_inode, name, _caller(ctx))
+            await self._unlocked.run(self.removing(parent_inode, name, _caller(ctx)))
         else:
             self._files.rmdir(await self.changing(parent_inode, ctx), name)
 
@@ -218,7 +219,7 @@ class Operations(OwnOperations):
     ) -> None:
         if parent_inode_old < FIRST_INODE or parent_inode_new < FIRST_INODE:
             names = (parent_inode_old, name_old), (parent_inode_new, name_new)
-            await self._rename_own(*names, flags, _caller(ctx))
+            await self._unlocked.run(self.moving(*names, flags, _caller(ctx)))
             return
         old = await self.changing(parent_inode_old, ctx)
         new = await self.changing(parent_inode_new, ctx)

@@ -11,6 +11,7 @@ import os
 import select
 import stat
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -24,14 +25,13 @@ from zfsfs.fs.control import Control, Own, Reader
 from zfsfs.fs.passthrough import Passthrough
 from zfsfs.fs.replies import answered, attributes, dot, own_attributes
 from zfsfs.fs.tree import BUILDS, CACHES, FAILED, RESULTS, Tree
-from zfsfs.fs.unlocked import Asked, Unlocked
+from zfsfs.fs.unlocked import Asked, Name, Unlocked
 from zfsfs.fs.users import OWN
 from zfsfs.names import FAILED_BUILDS
+from zfsfs.store.arriving import Arrive
 from zfsfs.threads import in_thread
 
 GROUPS = {control.BUILDS: BUILDS, control.RESULTS: RESULTS, control.CACHES: CACHES, control.FAILED: FAILED}
-#: Where rmdir waits outside the kernel's locks, see `removing`.
-REMOVABLE = (control.BUILDS, control.RESULTS)
 #: Handles of the tree's own files and directories start here; those of areas are descriptors.
 FIRST_OWN_HANDLE = 1 << 32
 
@@ -144,19 +144,32 @@ class OwnOperations(pyfuse3.Operations):
             lambda: tree.may_make(where, name),
         )
 
-    def publishing(self, old: bytes, new: bytes, caller: Caller) -> Asked[None]:
-        """mv builds/OLD results/NEW."""
-        tree = self._tree
+    def moving(self, old: Name, new: Name, flags: int, caller: Caller) -> Asked[None]:
+        """mv from one group to another. Raises EPERM, EXDEV and EINVAL where that means nothing."""
+        tree, failures, groups = self._tree, self._tree.failures, (old[0], new[0])
+        move: Callable[[bytes, bytes, Arrive], Awaitable[None]]
+        may: Callable[[bytes, bytes], object]
+        if groups == (control.BUILDS, control.RESULTS):
+            move, may = tree.publish, tree.may_publish
+        elif groups == (control.BUILDS, control.FAILED):
+            move, may = failures.keep, failures.may_keep
+        elif groups == (control.FAILED, control.BUILDS):
+            move, may = failures.reopen, failures.may_reopen
+        else:
+            same = old[0] == new[0] or max(groups) < control.FIRST_INODE
+            raise error(errno.EPERM if same else errno.EXDEV)
+        if flags & pyfuse3.RENAME_EXCHANGE:
+            raise error(errno.EINVAL)
         return Asked(
             "rename",
-            ((control.BUILDS, old), (control.RESULTS, new)),
+            (old, new),
             caller,
-            lambda arrive: tree.publish(old, new, arrive),
-            lambda: tree.may_publish(old, new),
+            lambda arrive: move(old[1], new[1], arrive),
+            lambda: may(old[1], new[1]),
         )
 
     def removing(self, group: int, name: bytes, caller: Caller) -> Asked[None]:
-        """rmdir in builds/ or results/. In caches/ the kernel's lock is held: what waits there would wait for it."""
+        """rmdir in a group."""
         tree, where = self._tree, GROUPS[group]
         return Asked(
             "rmdir",
@@ -166,29 +179,9 @@ class OwnOperations(pyfuse3.Operations):
             lambda: tree.may_remove(where, name),
         )
 
-    async def _rmdir_own(self, group: int, name: bytes, caller: Caller) -> None:
-        if group in REMOVABLE:
-            await self._unlocked.run(self.removing(group, name, caller))
-        else:
-            await self._tree.rmdir(GROUPS[group], name)
-
     def begin(self, asked: Asked[Any]) -> bool:
         """Begin one of these, if that is all that its first request is answered with."""
         return self._unlocked.begin(asked)
-
-    async def _rename_own(self, old: tuple[int, bytes], new: tuple[int, bytes], flags: int, caller: Caller) -> None:
-        groups = old[0], new[0]
-        if groups == (control.BUILDS, control.RESULTS):
-            if flags & pyfuse3.RENAME_EXCHANGE:
-                raise error(errno.EINVAL)
-            await self._unlocked.run(self.publishing(old[1], new[1], caller))
-        elif groups == (control.BUILDS, control.FAILED):
-            await self._tree.failures.keep(old[1], new[1])
-        elif groups == (control.FAILED, control.BUILDS):
-            await self._tree.failures.reopen(old[1], new[1])
-        else:
-            same = old[0] == new[0] or max(groups) < control.FIRST_INODE
-            raise error(errno.EPERM if same else errno.EXDEV)
 
     # Open files and directories.
 

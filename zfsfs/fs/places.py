@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -140,6 +141,7 @@ class SharedCache:
     outcomes: dict[bytes, str] = field(default_factory=dict)  # how the last sessions ended, by the same names
     waiters: int = 0  # who waits for their turn, and what tells them that a session has closed
     ended: trio.Event = field(default_factory=trio.Event)
+    last: os.stat_result | None = None  # of its root, while it is being deleted and not looked into any more
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:

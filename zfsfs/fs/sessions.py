@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 
@@ -32,6 +33,7 @@ from zfsfs.fs.users import SESSION, Users
 from zfsfs.names import CacheName, SessionName, cache
 from zfsfs.native.processes import Process
 from zfsfs.store import Outcome, Session, Store
+from zfsfs.store.arriving import Arrive
 from zfsfs.store.views import close_view
 from zfsfs.threads import in_thread
 
@@ -87,6 +89,8 @@ class Sessions:
             area = shared.areas[bytes(name)] = Area(
                 self._table, CachePlace(name, shared, outcome=shared.outcomes.get(bytes(name), ""))
             )
+            if shared.last is not None:
+                _show_no_more(area, shared.last)
             if not self._driver.stable_inodes:
                 area.shown = 0
             area.on_forgotten = self._forgotten
@@ -113,6 +117,8 @@ class Sessions:
     async def ready(self, area: Area) -> None:
         """See to it that the area shows something. Raises ESTALE when its cache is gone."""
         place = _place(area)
+        if place.discarded and area.view is None:
+            raise stale()
         async with place.cache.lock:
             if area.view is None:
                 if place.discarded:
@@ -249,6 +255,8 @@ class Sessions:
                 if not place.discarded and await self._is_held(area):
                     continue
                 await self.close(area)
+                if said and place.discarded and place.session is None:
+                    self._forgotten(area)  # whose rmdir has failed
             except (ZfsfsError, OSError, MemoryError) as failure:
                 # What is published has to move, so whoever holds that is in the way.
                 who = ""
@@ -352,6 +360,8 @@ class Sessions:
             return
         try:
             async with shared.alone():
+                if shared.last is not None:
+                    return
                 await close_view(self._showing.take_view(shared))
                 told = await self._showing.refresh_idle(shared)
                 for other, _ in told:
@@ -363,22 +373,58 @@ class Sessions:
 
     # Ending by name.
 
-    async def discard(self, name: SessionName) -> None:
-        """rmdir of a session's directory: what is in it goes nowhere."""
+    async def discard(self, name: SessionName, arrive: Arrive) -> None:
+        """rmdir of a session's directory: what is in it goes nowhere. `arrive` is awaited before another begins."""
         area = self.area(name)
         place = _place(area)
-        place.discarded = True
-        del place.cache.areas[bytes(name)]
-        area.stir()
-        if place.session is not None:
+        last = await self._last(area)
+        if place.session is None:
+            _show_no_more(area, last)
+        else:
+            place.discarded, area.last = True, last
+            area.stir()
             await closed(area)
             await self.close(area)
+        await arrive()
+        self._forgotten(area)
 
-    async def delete(self, name: CacheName) -> None:
-        """rmdir of a cache. Sessions that nobody holds any more don't count. Raises Missing, Busy."""
-        shared = self.area(SessionName(name)).place
-        assert isinstance(shared, CachePlace)
-        cache = shared.cache
+    async def delete(self, name: CacheName, arrive: Arrive) -> None:
+        """rmdir of a cache. Sessions that nobody holds any more don't count. `arrive` is awaited before the name is
+        gone. Raises Missing, Busy."""
+        area = self.area(SessionName(name))
+        cache = _place(area).cache
+        try:
+            await self._end_unheld(cache)
+            last = await self._last(area)
+            async with cache.alone():
+                # From here on nobody waits for this lock: the kernel holds one that the answer waits for.
+                cache.last = last
+                for each in cache.areas.values():
+                    _show_no_more(each, last)
+                await close_view(self._showing.take_view(cache))
+            await self._store.caches.delete(name, arrive)
+        except BaseException:
+            cache.last = None
+            for each in cache.areas.values():
+                if _place(each).session is None:
+                    _place(each).discarded, each.last = False, None
+            raise
+        gone = list(cache.areas.values())
+        cache.areas.clear()
+        del self._shared[name]
+        for each in gone:
+            if _place(each).name.label is not None:
+                # Not here and now: the kernel holds the directory's lock until this rmdir is answered.
+                self.nursery.start_soon(self._tell, bytes(_place(each).name), [each.root.ino])
+
+    async def _last(self, area: Area) -> os.stat_result:
+        """The root of an area that is being removed."""
+        if area.last is None and area.view is None:
+            await self.ready(area)
+        return area.last or os.fstat(area.fd)
+
+    async def _end_unheld(self, cache: SharedCache) -> None:
+        """Close a cache's sessions, which are to be thrown away. Raises Busy when somebody holds one."""
         mine = [each for each in self.open_areas if _place(each).cache is cache]
         for area in mine:
             with trio.move_on_after(DRAIN):
@@ -386,23 +432,12 @@ class Sessions:
             opens = area.opens - area.guests
             held = [f"{opens} open files"] if opens else await self._scan(area, False)
             if held:
-                raise Busy(f"cache {name} has a session that is held by {', '.join(held)}")
+                raise Busy(f"cache {cache.name} has a session that is held by {', '.join(held)}")
         for area in mine:
+            area.last = os.fstat(area.fd)
             _place(area).discarded = True
             area.stir()
             await self.close(area, force=area.opens == area.guests)
-        async with cache.alone():
-            await close_view(self._showing.take_view(cache))
-            await self._store.caches.delete(name)
-            gone = list(cache.areas.values())
-            for area in gone:
-                _place(area).discarded = True
-            cache.areas.clear()
-            del self._shared[name]
-        for area in gone:
-            if _place(area).name.label is not None:
-                # Not here and now: the kernel holds the directory's lock until this rmdir is answered.
-                self.nursery.start_soon(self._tell, bytes(_place(area).name), [area.root.ino])
 
     async def close_all(self) -> None:
         """The end: every session is closed as if its holders had gone, and nothing is looked into any more."""
@@ -424,3 +459,10 @@ def _place(area: Area) -> CachePlace:
     if not isinstance(place, CachePlace):
         raise error(errno.EINVAL)
     return place
+
+
+def _show_no_more(area: Area, last: os.stat_result) -> None:
+    """An area without a session is being removed: its root shows as it was, and is not looked into any more."""
+    _place(area).discarded, area.last = True, last
+    area.detach()  # what it has belongs to all areas of its cache
+    area.stir()

@@ -234,8 +234,8 @@ class Tree:
             self.store.builds.may_delete(place.id)
 
     async def rmdir(self, group: bytes, name: bytes, arrive: Arrive = at_once) -> None:
-        """Discard a build or session, delete a result or cache. In builds/ and results/ `arrive` is awaited before
-        its name is gone; until then that shows as it was, but is not looked into any more."""
+        """Discard a build or session, delete a result, cache or failed build. `arrive` is awaited before its name is
+        gone; until then that shows as it was, but is not looked into any more."""
         self.running()
         area = self.find(group, name)
         if _builder_of(area) is not None:
@@ -250,10 +250,13 @@ class Tree:
         elif group == RESULTS:
             await self._delete_result(area, arrive)
         elif group == FAILED:
-            await self.failures.forget(BuildId(name))
+            await self.failures.forget(BuildId(name), arrive)
         else:
             session = SessionName.parse(name)
-            await (self.sessions.delete(session.cache) if session.label is None else self.sessions.discard(session))
+            if session.label is None:
+                await self.sessions.delete(session.cache, arrive)
+            else:
+                await self.sessions.discard(session, arrive)
 
     def may_publish(self, old: bytes, new: bytes) -> Area:
         """The build's area. Raises what `publish` would, as far as it is known."""
@@ -335,8 +338,11 @@ class Tree:
         except BaseException:
             area.last = None
             await close_view(view)
+            # It is looked into again as soon as somebody wants to.
             if isinstance(area.place, BuildPlace):
-                area.place.discarded = False  # and is looked into again as soon as somebody wants to
+                area.place.discarded = False
+            elif isinstance(area.place, FailedPlace):
+                area.place.deleted = False
             raise
 
     async def end(self, area: Area) -> None:

@@ -12,7 +12,7 @@ under way for is in `_flying`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -318,9 +318,9 @@ class Builds:
         self._events.append("discarded", str(id), f"build {id} is discarded")
         return grave
 
-    async def keep(self, id: BuildId, facts: Mapping[str, Any], ended: float) -> FailedInfo:
+    async def keep(self, id: BuildId, facts: Mapping[str, Any], ended: float, arrive: Arrive = at_once) -> FailedInfo:
         """A build has failed, and is kept to be looked at; an earlier one of that id makes way. No result, and no
-        base, can be made of it but by `reopen`.
+        base, can be made of it but by `reopen`. `arrive` is awaited before the tables say so.
 
         Raises Missing, Busy, InvalidName (its name would be too long), and what the verbs raise: the build goes on.
         """
@@ -339,40 +339,49 @@ class Builds:
             # (c) A crash here: it is kept, and an earlier one is given up by `load`.
             older = self._failed.get(id)
             found = FailedInfo(id, build.base, build.created, guid, kept, ended, dict(facts))
-            del self._running[id]
-            self._failed[id] = found
-            if older is not None:
-                await self._entomb([older.dataset])
+            try:
+                await (arrive() if older is None else self._entomb([older.dataset], arrive))
+            finally:
+                del self._running[id]
+                self._failed[id] = found
         self._events.append("failed", str(id), f"build {id} has failed and is kept", guid=guid)
         return found
 
-    async def reopen(self, id: BuildId) -> BuildInfo:
-        """A failed build runs again, by whom it will be ended as any other. Raises Missing, Exists (there is a result
-        or a build of that id), Busy, and what the verb raises: it is then still kept."""
+    def may_reopen(self, id: BuildId) -> FailedInfo:
+        """What is kept of it. Raises Missing, Exists (there is a result or a build of that id)."""
         kept = self._failed.get(id)
         if kept is None:
             raise Missing(f"{id} is no failed build")
         if id in self._results or id in self._running or id in self._flying:
             raise Exists(f"{id} is {'a result' if id in self._results else 'being built'}")
+        return kept
+
+    async def reopen(self, id: BuildId, arrive: Callable[[Dataset], Awaitable[None]] | None = None) -> BuildInfo:
+        """A failed build runs again, by whom it will be ended as any other. `arrive` is awaited, with what its
+        dataset is called now, before the tables say so. Raises what `may_reopen` does, Busy, and what the verb
+        raises: it is then still kept."""
+        kept = self.may_reopen(id)
         with self._flight(id, kept.base):
             await self._rename(kept.dataset, result(id))
             # A crash here and until it is ended: a left-over.
             build = BuildInfo(id, kept.base, kept.created, result(id))
+            if arrive is not None:
+                await arrive(build.dataset)
             del self._failed[id]
             self._running[id] = build
         self._events.append("reopened", str(id), f"failed build {id} is opened again")
         return build
 
-    async def forget(self, id: BuildId, view: View | None = None) -> Dataset:
-        """Delete a failed build. Returns what its dataset is called until it is destroyed; `view` is as in `discard`.
-        Raises Missing, Busy."""
+    async def forget(self, id: BuildId, arrive: Arrive = at_once, view: View | None = None) -> Dataset:
+        """Delete a failed build. Returns what its dataset is called until it is destroyed; `arrive` and `view` are as
+        for `discard`. Raises Missing, Busy."""
         self._not_flying(id)
         kept = self._failed.get(id)
         if kept is None:
             raise Missing(f"{id} is no failed build")
         with self._flight(id):
             # One verb: a crash before it leaves the failed build, a crash after it rubbish.
-            grave = await self._entomb([kept.dataset], view=view)
+            grave = await self._entomb([kept.dataset], arrive, view)
             del self._failed[id]
         self._events.append("failed-deleted", str(id), f"failed build {id} is deleted", guid=kept.guid)
         return grave

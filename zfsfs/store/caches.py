@@ -96,7 +96,7 @@ class Caches:
 
     def _entry(self, name: CacheName) -> Entry:
         entry = self._entries.get(name)
-        if entry is None:
+        if entry is None or entry.gone:
             raise Missing(f"there is no cache {name}")
         return entry
 
@@ -382,8 +382,9 @@ class Caches:
         self._released(session, Outcome.DISCARDED)
         return Outcome.DISCARDED
 
-    async def delete(self, name: CacheName) -> None:
-        """Delete a cache, with foreign snapshots of it and of what its releases left behind.
+    async def delete(self, name: CacheName, arrive: Arrive = at_once) -> None:
+        """Delete a cache, with foreign snapshots of it and of what its releases left behind. `arrive` is awaited, and
+        nobody waits for the cache's lock meanwhile, before the tables say so.
 
         Raises Missing, Busy (a session is open), and what the verb raises.
         """
@@ -401,12 +402,14 @@ class Caches:
                     # One verb: before it the cache is there, after it there is rubbish, and clones of rubbish.
                     grave = await in_thread(bury, self._driver, cache(name), self._numbers.take(), name.escaped())
                     self._reaper.add(grave, with_foreign=True)
-                del self._entries[name]
+                entry.gone = True
                 if name in self._broken:
                     self._broken.discard(name)
                     listing = await in_thread(self._driver.list)
                     self._give_up_rest(name, listing, (), with_foreign=True)
                 self._reaper.forgive(name)
+        await arrive()
+        del self._entries[name]
         others = foreign(info) if info is not None else []
         along = f", and its snapshots {', '.join(others)} with it" if others else ""
         self._events.append("cache-deleted", str(name), f"cache {name} is deleted{along}", foreign=others)

@@ -123,6 +123,7 @@ class Entry:
     sessions: set[Session] = field(default_factory=set)
     swap: tuple[Swap, Session] | None = None  # decided, and not yet tidied
     spares: list[Spare] = field(default_factory=list)  # of the newest version
+    gone: bool = False  # it has been deleted, and who asked for that has to come back before its name is free
 
     def understand(self) -> None:
         """What is stored, as rules."""

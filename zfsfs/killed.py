@@ -1,15 +1,16 @@
 """A process that was killed, but of which a thread lives on.
 
-OpenZFS may take the news of a signal from a thread that is in one of its calls (`spl_kthread_create` in spl-thread.c
-clears TIF_SIGPENDING, that it may try again): SIGKILL stays pending, and the thread goes on as if it had not come.
-In Python it soon waits for the interpreter's lock, for ever where its owner is dead. So the process keeps its
-descriptors, and with them the lock of the store. To a process that ends the kernel delivers no other signal; but a
-thread that is interrupted by ptrace(2) looks at what is pending.
+OpenZFS may take the news of a signal from a thread that is in one of its calls: renaming a dataset, it starts kernel
+threads, and where a signal interrupts that, it clears TIF_SIGPENDING and tries again. SIGKILL stays pending, and the
+thread goes on as if it had not come. In Python it soon waits for the interpreter's lock, for ever where its owner is
+dead. So the process keeps its descriptors, and with them the lock of the store. To a process that ends the kernel
+delivers no other signal; but a thread that is interrupted by ptrace(2) looks at what is pending.
 
 Guarantees: only a thread is interrupted that the kernel has told to die. Assumes: root, or CAP_SYS_PTRACE.
 
-Sources: complete_signal and prepare_signal in the kernel's signal.c, proc_pid_status(5); seen with OpenZFS 2.3.9, in
-one of some fifty processes that were killed while their threads cloned, renamed and destroyed datasets.
+Sources: spl_kthread_create in OpenZFS's spl-thread.c, called by way of dsl_dir_rename_check and dmu_objset_find_dp;
+complete_signal and prepare_signal in the kernel's signal.c; proc_pid_status(5). Seen with OpenZFS 2.3.9: one in some
+ten processes that were killed while six threads renamed datasets.
 """
 
 from __future__ import annotations

@@ -150,7 +150,8 @@ class Failures:
 
 
 class _Look:
-    """An `Arrive` that looks into the dataset first: `view`, or why there is none."""
+    """What `Builds.reopen` awaits: it looks into the dataset, before who asked has to come back. `view`, or why there
+    is none."""
 
     def __init__(self, driver: Driver, arrive: Arrive) -> None:
         self._driver, self._arrive = driver, arrive

@@ -32,12 +32,14 @@ PAUSE = 0.1
 def finish(pid: int, seconds: float, proc: Path = Path("/proc")) -> bool:
     """Wait until all threads of a killed process have ended, and interrupt those that don't know that they were
     killed. False when it was not killed, or goes on after so many seconds."""
-    end, interrupted = time.monotonic() + seconds, set[int]()
+    end, interrupted, lives = time.monotonic() + seconds, set[int](), False
     while True:
         threads = _threads(pid, proc)
         if all(state in _ENDED for state, _ in threads.values()):
             return True
-        if threads.get(pid, ("Z", 0))[0] not in _ENDED or time.monotonic() > end:
+        # Its first thread takes the signal at once, and a moment to end.
+        lived, lives = lives, not _is_killed(pid, threads)
+        if (lived and lives) or time.monotonic() > end:
             return False
         for thread in unaware(threads) - interrupted:
             with suppress(OSError):
@@ -48,6 +50,11 @@ def finish(pid: int, seconds: float, proc: Path = Path("/proc")) -> bool:
             with suppress(ChildProcessError):
                 # Who traces a thread is told of its end, and nobody else before.
                 os.waitpid(thread, os.WNOHANG | syscalls.WALL)
+
+
+def _is_killed(pid: int, threads: dict[int, tuple[str, int]]) -> bool:
+    first, _ = threads.get(pid, ("Z", 0))
+    return first in _ENDED or any(pending & _KILL for _, pending in threads.values())
 
 
 def unaware(threads: dict[int, tuple[str, int]]) -> set[int]:

@@ -38,8 +38,12 @@ def test_a_process_that_is_killed_while_it_renames_datasets_ends(pool, renames):
     names = [f"{pool}/{number}" for number in range(THREADS)]
     for name in names:
         datasets.create(name)
-    with subprocess.Popen([sys.executable, "-c", RENAMING, str(renames), *names], stdout=subprocess.PIPE) as process:
+    # Not as a context: that would wait for ever for what this is about.
+    process = subprocess.Popen([sys.executable, "-c", RENAMING, str(renames), *names], stdout=subprocess.PIPE)
+    try:
         assert process.stdout.readline() == b"ready\n"
         process.kill()
         assert killed.finish(process.pid, 60.0)
         assert process.wait() == -signal.SIGKILL
+    finally:
+        process.stdout.close()

@@ -1,13 +1,13 @@
-"""The lock of a directory store: one process serves it, and the kernel knows as long as it lives (flock(2))."""
+"""The file with the lock of a directory store."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 from contextlib import ExitStack
 
+from zfsfs import locking
 from zfsfs.directory.catalogue import FILE
-from zfsfs.errors import Locked, Unavailable
+from zfsfs.errors import Unavailable
 
 
 def take_lock(path: str, shown: str) -> int:
@@ -24,13 +24,7 @@ def take_lock(path: str, shown: str) -> int:
         raise Unavailable(f"{shown} can't be a store: {error.strerror}") from error
     with ExitStack() as owner:
         owner.callback(os.close, fd)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            pid = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
-            raise Locked(f"{shown} is served by process {pid or 'unknown'}") from error
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+        locking.take(fd, shown)
         owner.pop_all()
     return fd
 

@@ -13,14 +13,13 @@ Sources: zfs-program(8), zfsprops(7), libzfs_core.h, and pyzfs's docstrings; mea
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import subprocess
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 
-from zfsfs import killed
+from zfsfs import locking
 from zfsfs.driver import (
     DatasetInfo,
     Destroy,
@@ -34,7 +33,7 @@ from zfsfs.driver import (
     View,
     in_one_or_each,
 )
-from zfsfs.errors import Busy, Exists, Locked, Missing, ZfsfsError
+from zfsfs.errors import Busy, Exists, Missing, ZfsfsError
 from zfsfs.handover import Native
 from zfsfs.names import Dataset, PoolName, Snapshot, shown
 from zfsfs.zfs import changes, health, library, programs
@@ -45,8 +44,6 @@ from zfsfs.zfs.views import look_into, mount
 _GROUP_PROPERTIES = {b"mountpoint": b"none", b"canmount": 0, b"acltype": 1, b"xattr": 2, b"atime": 0}
 _LOCK = "lock"
 _SNAPSHOT_TRIES = 5
-#: Seconds for a daemon that was killed to be gone.
-_PATIENCE = 10.0
 
 
 class ZfsDriver:
@@ -82,13 +79,7 @@ class ZfsDriver:
             except OSError as error:
                 raise library.meaning(error.errno or errno.EIO, f"{self._pool.full(state)}: the lock file") from error
             stack.callback(os.close, fd)
-            if not _take(fd):
-                pid = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
-                # A daemon that was killed may need help to be gone.
-                if not (pid.isdecimal() and killed.finish(int(pid), _PATIENCE) and _take(fd)):
-                    raise Locked(f"{self.name} is served by another daemon, pid {pid or 'unknown'}")
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+            locking.take(fd, self.name)
             self._held = stack.pop_all()
 
     def close(self) -> None:
@@ -306,11 +297,3 @@ class ZfsDriver:
 
     def _call(self, verb: Any, what: str, *arguments: Any, meanings: library.Meanings | None = None) -> Any:
         return library.call(self._core, verb, what, *arguments, meanings=meanings)
-
-
-def _take(fd: int) -> bool:
-    """Take the lock, if nobody has it."""
-    with suppress(BlockingIOError):
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    return False

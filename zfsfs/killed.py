@@ -32,7 +32,7 @@ PAUSE = 0.1
 def finish(pid: int, seconds: float, proc: Path = Path("/proc")) -> bool:
     """Wait until all threads of a killed process have ended, and interrupt those that don't know that they were
     killed. False when it was not killed, or goes on after so many seconds."""
-    end, interrupted, lives = time.monotonic() + seconds, set[int](), False
+    end, traced, lives = time.monotonic() + seconds, set[int](), False
     while True:
         threads = _threads(pid, proc)
         if all(state in _ENDED for state, _ in threads.values()):
@@ -41,12 +41,15 @@ def finish(pid: int, seconds: float, proc: Path = Path("/proc")) -> bool:
         lived, lives = lives, not _is_killed(pid, threads)
         if (lived and lives) or time.monotonic() > end:
             return False
-        for thread in unaware(threads) - interrupted:
+        for thread in unaware(threads):
             with suppress(OSError):
+                if thread not in traced:
+                    syscalls.ptrace_seize(thread)
+                    traced.add(thread)
+                # Each time: it may have been in such a call still, and have lost the news again.
                 syscalls.ptrace_interrupt(thread)
-                interrupted.add(thread)
         time.sleep(PAUSE)
-        for thread in interrupted:
+        for thread in traced:
             with suppress(ChildProcessError):
                 # Who traces a thread is told of its end, and nobody else before.
                 os.waitpid(thread, os.WNOHANG | syscalls.WALL)

@@ -218,7 +218,11 @@ def die_with_parent(number: int) -> None:
     _check(_libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0), "prctl")
 
 
-def ptrace_interrupt(thread: int) -> None:
-    """ptrace(2): trace a thread, from the calling thread on, and interrupt it. Its end is then ours to wait for."""
+def ptrace_seize(thread: int) -> None:
+    """ptrace(2): let the calling thread trace another one. That one's end is then ours to wait for."""
     _check(_libc.ptrace(_PTRACE_SEIZE, thread, None, None), "ptrace")
+
+
+def ptrace_interrupt(thread: int) -> None:
+    """ptrace(2): interrupt a thread that the calling one traces."""
     _check(_libc.ptrace(_PTRACE_INTERRUPT, thread, None, None), "ptrace")

@@ -202,6 +202,36 @@ def test_a_cache_that_is_being_deleted_delays_no_other(unmounted, tmp_path):
     assert (caches / "slow@another/file").read_text() == "new"
 
 
+def test_a_session_that_is_being_opened_keeps_its_cache_from_being_deleted(unmounted, tmp_path):
+    for name in ("entered", "go"):
+        os.mkfifo(tmp_path / name)
+    tree, cache = unmounted, unmounted / "caches/c"
+    tree.mount_changed("clone", tmp_path)
+    os.mkdir(cache)
+    opened: list[int] = []
+    refused: list[int | None] = []
+
+    def delete() -> None:
+        try:
+            os.rmdir(cache)
+        except OSError as failure:
+            refused.append(failure.errno)
+
+    deleting = threading.Thread(target=delete)
+    with stopped(tmp_path, lambda tree: opened.append(os.open(cache, os.O_RDONLY)), tree):
+        deleting.start()
+        stat = Path(f"/proc/self/task/{deleting.native_id}/stat")
+        until(lambda: stat.read_text().rpartition(")")[2].split()[0] in "SD")
+        for _ in range(2):
+            tree.status()  # answered after it: the deletion has begun, and waits for who opens
+    deleting.join()
+    assert refused == [errno.EBUSY]
+    (cache / "file").write_text("kept")
+    os.close(opened.pop())
+    assert tree.outcome("c") == "published"
+    assert (cache / "file").read_text() == "kept"
+
+
 def test_who_opens_a_session_waits_for_no_other_of_the_cache(unmounted, tmp_path):
     for name in ("entered", "go"):
         os.mkfifo(tmp_path / name)

@@ -90,7 +90,7 @@ class Sessions:
                 self._table, CachePlace(name, shared, outcome=shared.outcomes.get(bytes(name), ""))
             )
             if shared.last is not None:
-                _show_no_more(area, shared.last)
+                _remove(area, shared.last)
             if not self._driver.stable_inodes:
                 area.shown = 0
             area.on_forgotten = self._forgotten
@@ -376,13 +376,8 @@ class Sessions:
     async def discard(self, name: SessionName, arrive: Arrive) -> None:
         """rmdir of a session's directory: what is in it goes nowhere. `arrive` is awaited before another begins."""
         area = self.area(name)
-        place = _place(area)
-        last = await self._last(area)
-        if place.session is None:
-            _show_no_more(area, last)
-        else:
-            place.discarded, area.last = True, last
-            area.stir()
+        _remove(area, await self._last(area))
+        if _place(area).session is not None:
             await closed(area)
             await self.close(area)
         await arrive()
@@ -400,7 +395,8 @@ class Sessions:
                 # From here on nobody waits for this lock: the kernel holds one that the answer waits for.
                 cache.last = last
                 for each in cache.areas.values():
-                    _show_no_more(each, last)
+                    if _place(each).session is None:  # else somebody came, and the store says so
+                        _remove(each, last)
                 await close_view(self._showing.take_view(cache))
             await self._store.caches.delete(name, arrive)
         except BaseException:
@@ -434,9 +430,7 @@ class Sessions:
             if held:
                 raise Busy(f"cache {cache.name} has a session that is held by {', '.join(held)}")
         for area in mine:
-            area.last = os.fstat(area.fd)
-            _place(area).discarded = True
-            area.stir()
+            _remove(area, os.fstat(area.fd))
             await self.close(area, force=area.opens == area.guests)
 
     async def close_all(self) -> None:
@@ -461,8 +455,10 @@ def _place(area: Area) -> CachePlace:
     return place
 
 
-def _show_no_more(area: Area, last: os.stat_result) -> None:
-    """An area without a session is being removed: its root shows as it was, and is not looked into any more."""
-    _place(area).discarded, area.last = True, last
-    area.detach()  # what it has belongs to all areas of its cache
+def _remove(area: Area, last: os.stat_result) -> None:
+    """An area is being removed: its root shows as it was, and is not looked into any more, but by a session."""
+    place = _place(area)
+    place.discarded, area.last = True, last
+    if place.session is None:
+        area.detach()  # what it has belongs to all areas of its cache
     area.stir()

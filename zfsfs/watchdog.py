@@ -17,6 +17,7 @@ Sources: PR_SET_PDEATHSIG in prctl(2), which tells of the thread that forked; th
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -25,7 +26,6 @@ import time
 from zfsfs import killed, syscalls
 
 _TOLD = signal.SIGUSR1
-_LONG = 3600.0
 
 
 class Watchdog:
@@ -76,7 +76,7 @@ def _watch(daemon: int, reader: int) -> None:
             signal.sigwait({_TOLD})
         os.write(abort, b"1")
     while os.getppid() == daemon:
-        killed.finish(daemon, _LONG)
+        killed.finish(daemon, math.inf)
         time.sleep(killed.PAUSE)
 
 

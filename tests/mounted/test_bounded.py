@@ -69,10 +69,14 @@ def stopped(gate: Path, action: Callable[[Mounted], None], tree: Mounted) -> Ite
         thread.join()
 
 
-def prepare(tree: Mounted, call: str, gate: Path, *options: str) -> None:
-    """A tree whose daemon will wait in this call: a result `done` in it, and the builds `slow` and `other`."""
+def make_gate(gate: Path) -> None:
     for name in ("entered", "go"):
         os.mkfifo(gate / name)
+
+
+def prepare(tree: Mounted, call: str, gate: Path, *options: str) -> None:
+    """A tree whose daemon will wait in this call: a result `done` in it, and the builds `slow` and `other`."""
+    make_gate(gate)
     tree.mount_changed(call, gate, *options)
     publish(tree, "done")
     os.mkdir(tree / "builds/slow")
@@ -169,8 +173,7 @@ def test_what_is_done_with_a_failed_build_delays_none_of_the_others(unmounted, t
 
 
 def test_a_cache_that_is_being_deleted_delays_no_other(unmounted, tmp_path):
-    for name in ("entered", "go"):
-        os.mkfifo(tmp_path / name)
+    make_gate(tmp_path)
     tree = unmounted
     tree.mount_changed("rename", tmp_path)
     caches = tree / "caches"
@@ -203,8 +206,7 @@ def test_a_cache_that_is_being_deleted_delays_no_other(unmounted, tmp_path):
 
 
 def test_a_session_that_is_being_opened_keeps_its_cache_from_being_deleted(unmounted, tmp_path):
-    for name in ("entered", "go"):
-        os.mkfifo(tmp_path / name)
+    make_gate(tmp_path)
     tree, cache = unmounted, unmounted / "caches/c"
     tree.mount_changed("clone", tmp_path)
     os.mkdir(cache)
@@ -233,8 +235,7 @@ def test_a_session_that_is_being_opened_keeps_its_cache_from_being_deleted(unmou
 
 
 def test_who_opens_a_session_waits_for_no_other_of_the_cache(unmounted, tmp_path):
-    for name in ("entered", "go"):
-        os.mkfifo(tmp_path / name)
+    make_gate(tmp_path)
     tree = unmounted
     tree.mount_changed("clone", tmp_path)
     os.mkdir(tree / "caches/c")
@@ -253,8 +254,7 @@ def test_who_opens_a_session_waits_for_no_other_of_the_cache(unmounted, tmp_path
 
 
 def test_who_comes_while_others_are_looked_for_keeps_the_session(unmounted, tmp_path):
-    for name in ("entered", "go"):
-        os.mkfifo(tmp_path / name)
+    make_gate(tmp_path)
     tree, armed = unmounted, tmp_path / "armed"
     tree.mount_changed("holders", tmp_path)
     os.mkdir(tree / "caches/c")
@@ -273,8 +273,7 @@ def test_who_comes_while_others_are_looked_for_keeps_the_session(unmounted, tmp_
 
 @pytest.mark.parametrize("action", [look, list_all])
 def test_names_that_are_read_from_a_disk_delay_no_other_request(unmounted, tmp_path, action):
-    for name in ("entered", "go"):
-        os.mkfifo(tmp_path / name)
+    make_gate(tmp_path)
     tree = unmounted
     tree.mount()
     publish(tree, "done")

@@ -342,6 +342,8 @@ class NodeTable:
         if count > node.lookups:
             raise AssertionError(f"inode {ino}: {count} lookups forgotten of {node.lookups}")
         node.lookups -= count
+        if node.lookups:
+            return
         self._most = max(self._most, len(self.by_ino))
         self._drop_unused(node)
         if self._most > _FEW and len(self.by_ino) < self._most // 8:
@@ -360,20 +362,25 @@ class NodeTable:
             each = pending.pop()
             if each.lookups or each.refs or each.opens or each.ino not in self.by_ino:
                 continue
+            area, parent = each.area, each.parent
             del self.by_ino[each.ino]
-            self.descriptors.close(each)
+            if each.fd >= 0:
+                self.descriptors.close(each)
+                area.pinned.discard(each)
             self._keep_nothing(each)
-            each.area.pinned.discard(each)
-            each.area.untold(each)
-            if each.area.by_st_ino.get(each.st_ino) is each:
-                del each.area.by_st_ino[each.st_ino]
-            parents = [each.parent] if each.parent is not None else []
-            parents += [parent for parent, _ in each.aliases or ()]
-            for parent in parents:
-                parent.refs -= 1
-            pending += parents
-            if each.parent is None:
-                each.area.forgotten()
+            if area.frozen:
+                area.untold(each)
+            if area.by_st_ino.get(each.st_ino) is each:
+                del area.by_st_ino[each.st_ino]
+            for above, _ in each.aliases or ():
+                above.refs -= 1
+                pending.append(above)
+            if parent is None:
+                area.forgotten()
+                continue
+            parent.refs -= 1
+            if not parent.refs:
+                pending.append(parent)
 
     def hold(self, node: Node) -> None:
         """Keep a node whatever the kernel forgets, until `closed`."""

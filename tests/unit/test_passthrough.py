@@ -14,6 +14,7 @@ from errnos import failing
 
 from zfsfs.fs.area import Area
 from zfsfs.fs.caller import Caller
+from zfsfs.fs.handles import Changes
 from zfsfs.fs.nodes import Node, NodeTable
 from zfsfs.fs.passthrough import Passthrough
 from zfsfs.fs.places import ResultPlace
@@ -242,3 +243,37 @@ def test_as_on_zfs_a_write_takes_set_id_bits_from_what_somebody_may_execute(file
     handle = files.open(found(files, top, b"file"), os.O_WRONLY, writer)
     files.chown_to_nobody_new(handle.node, writer)
     assert f"{stat.S_IMODE((tmp_path / 'file').stat().st_mode):o}" == f"{left:o}"
+
+
+def test_the_attributes_of_an_open_file_are_changed_whatever_has_its_name(files, top, tmp_path):
+    handle, _ = files.create(top, b"file", 0o644, os.O_RDWR, ROOT)
+    (tmp_path / "new").write_text("another")
+    (tmp_path / "new").chmod(0o640)
+    os.rename(tmp_path / "new", tmp_path / "file")
+    files.change(handle.node, Changes(mode=0o600, atime=1, mtime=2), None)
+    files.chown(handle.node, -1, -1)
+    there, opened = (tmp_path / "file").stat(), files.stat(handle.node)
+    assert (stat.S_IMODE(there.st_mode), there.st_mtime_ns == 2) == (0o640, False)
+    assert (stat.S_IMODE(opened.st_mode), opened.st_atime_ns, opened.st_mtime_ns) == (0o600, 1, 2)
+    files.close(handle.fd)
+    with failing(errno.ESTALE):
+        files.chmod(handle.node, 0o644)
+
+
+def test_of_two_who_have_a_file_open_the_last_to_have_opened_it_may_close_it_first(files, top, tmp_path):
+    first, _ = files.create(top, b"file", 0o644, os.O_RDWR, ROOT)
+    last = files.open(first.node, os.O_RDONLY, ROOT)
+    for handle, mode in ((last, 0o600), (first, 0o640)):
+        files.close(handle.fd)
+        files.chmod(first.node, mode)
+        assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == mode
+
+
+def test_one_time_alone_is_set_and_the_other_kept(files, top, tmp_path):
+    (tmp_path / "file").touch()
+    os.utime(tmp_path / "file", ns=(5, 6))
+    node = found(files, top, b"file")
+    for new, times in ((Changes(atime=7), (7, 6)), (Changes(mtime=8), (7, 8))):
+        files.change(node, new, None)
+        st = (tmp_path / "file").stat()
+        assert (st.st_atime_ns, st.st_mtime_ns) == times

@@ -146,6 +146,10 @@ class Area:
         self.believed = monotonic() + BRIEFLY
         return BRIEFLY
 
+    def is_absent(self, parent: Node, name: bytes) -> bool:
+        """Whether it is known that there is nothing of that name."""
+        return (parent.ino, name) in self._absent
+
     def present(self, parent: Node, name: bytes) -> None:
         """There is something of that name now."""
         self._absent.discard((parent.ino, name))

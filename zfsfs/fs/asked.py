@@ -1,4 +1,4 @@
-"""What the fast lane is asked, and says, in the words of pyfuse3: `Operations` hears them from both."""
+"""Who asks, and what the fast lane says in the words of pyfuse3: `Operations` hears and says both."""
 
 from __future__ import annotations
 
@@ -23,30 +23,6 @@ class Context(Caller):
     cold: Cold | None = None
     looked: tuple[Cold, ...] = ()
     cut: Cut | None = None
-
-
-@dataclass(slots=True)
-class AttributesAsked:
-    """What SETATTR sets, as pyfuse3 would say it."""
-
-    st_size: int
-    st_mode: int
-    st_uid: int
-    st_gid: int
-    st_atime_ns: int
-    st_mtime_ns: int
-    st_ctime_ns: int
-
-
-@dataclass(slots=True)
-class FieldsAsked:
-    update_atime: bool
-    update_mtime: bool
-    update_ctime: bool
-    update_mode: bool
-    update_uid: bool
-    update_gid: bool
-    update_size: bool
 
 
 @dataclass(slots=True)

@@ -28,6 +28,18 @@ class FileHandle:
     written_out: bool = False  # nothing of it is in memory only any more, and it is about to be closed
 
 
+@dataclass(slots=True)
+class Changes:
+    """What is to be changed of a file's attributes: None, or -1 of an owner, stays as it is. Times are in ns."""
+
+    size: int | None = None
+    uid: int = -1
+    gid: int = -1
+    mode: int | None = None
+    atime: int | None = None
+    mtime: int | None = None
+
+
 @dataclass(eq=False, slots=True)
 class DirectoryHandle:
     """An open directory. Positions in it are those of the filesystem beneath: good whatever changes meanwhile, and

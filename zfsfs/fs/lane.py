@@ -1,10 +1,9 @@
 """The fast lane: requests on what lies in areas, answered at once and in the kernel's own format.
 
-`Operations` decides what a request means; here its handlers, or what the commonest of them call, are called without
-the event loop, and what they return is already laid out as the kernel wants it. A handler returns None when something
-has to be waited for (an area that shows nothing yet, a session that has to be opened first, a disk): the line calls
-it again after `prepare`. What is not in `HANDLERS`, and what is on the tree's own files and directories, is left to
-pyfuse3.
+What the handlers of `Operations` call is called here without the event loop, and what is answered is already laid out
+as the kernel wants it. A handler returns None when something has to be waited for (an area that shows nothing yet, a
+session that has to be opened first, a disk): the line calls it again after `prepare`. What is not in `HANDLERS`, and
+what is on the tree's own files and directories, is left to pyfuse3.
 
 Guarantees: a handler that returned None has done nothing. Reads and writes are carried out by the workers, which
 answer by themselves; where one fails the event loop answers, having told people.
@@ -16,7 +15,7 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from time import monotonic
 from typing import Any, Protocol
 
@@ -24,15 +23,15 @@ import trio
 
 from zfsfs.errors import Missing
 from zfsfs.fs import wire
-from zfsfs.fs.asked import AttributesAsked, Context, FieldsAsked
+from zfsfs.fs.asked import Context
 from zfsfs.fs.backing import Backings
 from zfsfs.fs.cold import TRUST, is_cold, is_cold_at, look_ahead, slow, warm, warm_listing
 from zfsfs.fs.control import FIRST_INODE
-from zfsfs.fs.handles import DirectoryHandle, FileHandle
+from zfsfs.fs.handles import Changes, DirectoryHandle, FileHandle
 from zfsfs.fs.listing import listed
 from zfsfs.fs.nodes import Node, stale
-from zfsfs.fs.operations import Operations
-from zfsfs.fs.own_lane import WireOperations, answer, raw
+from zfsfs.fs.openfiles import may_change
+from zfsfs.fs.own_lane import WireOperations, answer
 from zfsfs.fs.own_operations import FIRST_OWN_HANDLE, GROUPS
 from zfsfs.fs.passthrough import Passthrough
 from zfsfs.fs.tree import Tree
@@ -53,21 +52,6 @@ class Answer(Protocol):
 
 
 Handler = Callable[["Lane", int, int, Context, memoryview], bytes | None]
-
-
-def _now(handler: Coroutine[Any, Any, Any]) -> Any:
-    """What a handler returns that has nothing to wait for."""
-    try:
-        handler.send(None)
-    except StopIteration as done:
-        return done.value
-    handler.close()
-    raise RuntimeError(f"{handler!r} waited in the fast lane")
-
-
-_setattr, _readlink, _mknod = raw(Operations.setattr), raw(Operations.readlink), raw(Operations.mknod)
-_mkdir, _symlink, _link = raw(Operations.mkdir), raw(Operations.symlink), raw(Operations.link)
-_unlink, _rmdir, _rename = raw(Operations.unlink), raw(Operations.rmdir), raw(Operations.rename)
 
 
 def _name(body: memoryview) -> bytes:
@@ -99,6 +83,13 @@ class Lane:
         if node is None or not self._tree.begun(node.area, ctx.pid) or self._tree.stopped:
             return None
         return node if self._at_hand(node, name, ctx) else None
+
+    def _changing(self, ino: int, ctx: Context, name: bytes | None = None) -> Node | None:
+        """The same, for what is about to be changed. Raises what the area's gate does."""
+        node = self._begun(ino, ctx, name)
+        if node is not None and node.area.gate is not None:
+            may_change(node.area, ctx)
+        return node
 
     def _at_hand(self, node: Node, name: bytes | None, ctx: Context) -> bool:
         seen, self._seen = self._seen, None
@@ -165,49 +156,42 @@ class Lane:
         return None if node is None else wire.attributes(self._ops.attributes(node))
 
     def setattr(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
-        (about,) = wire.U32.unpack_from(body)
-        if not (self._ready(ino, ctx) if about & wire.HANDLE else self._begun(ino, ctx)):
-            return None
-        (valid, _, handle, size, _, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns, mode, _, uid, gid) = (
+        (valid, _, number, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, _, uid, gid) = (
             wire.SETATTR_IN.unpack_from(body)
         )
-        now = wire.now() if valid & (wire.ATIME_NOW | wire.MTIME_NOW) else 0
-        new = AttributesAsked(
-            size,
-            mode,
-            uid,
-            gid,
-            now if valid & wire.ATIME_NOW else atime * 1_000_000_000 + atime_ns,
-            now if valid & wire.MTIME_NOW else mtime * 1_000_000_000 + mtime_ns,
-            ctime * 1_000_000_000 + ctime_ns,
-        )
-        fields = FieldsAsked(
-            bool(valid & (wire.ATIME | wire.ATIME_NOW)),
-            bool(valid & (wire.MTIME | wire.MTIME_NOW)),
-            bool(valid & wire.CTIME),
-            bool(valid & wire.MODE),
-            bool(valid & wire.UID),
-            bool(valid & wire.GID),
-            bool(valid & wire.SIZE),
-        )
-        fh = handle if valid & wire.HANDLE else None
-        if valid & wire.SIZE and self._is_long(self._by_ino[ino], size, fh, ctx):
+        # By a handle it is who has opened the file, or the kernel with what it has gathered.
+        node = self._ready(ino, ctx) if valid & wire.HANDLE else self._changing(ino, ctx)
+        if node is None:
+            return None
+        handle = self._files.file(number) if valid & wire.HANDLE else None
+        if valid & wire.SIZE and self._is_long(node, size, handle, ctx):
             return None
         if valid & wire.SIZE and valid & wire.KILL_SET_ID:
-            self._files.clear_set_id(self._by_ino[ino], ctx)
+            self._files.clear_set_id(node, ctx)
         elif not valid & wire.WHAT:
-            self._files.chown_to_nobody_new(self._by_ino[ino], ctx)
-        return wire.attributes(_now(_setattr(self._ops, ino, new, fields, fh, ctx)))
+            self._files.chown_to_nobody_new(node, ctx)
+        new = Changes(
+            size if valid & wire.SIZE else None,
+            uid if valid & wire.UID else -1,
+            gid if valid & wire.GID else -1,
+            mode if valid & wire.MODE else None,
+        )
+        if valid & wire.TIMES:
+            now = wire.now()
+            new.atime = wire.time_asked(valid, wire.ATIME, wire.ATIME_NOW, now, atime, atime_ns)
+            new.mtime = wire.time_asked(valid, wire.MTIME, wire.MTIME_NOW, now, mtime, mtime_ns)
+        self._files.change(node, new, handle)
+        return wire.attributes(self._ops.attributes(node))
 
-    def _is_long(self, node: Node, size: int, number: int | None, ctx: Context) -> bool:
+    def _is_long(self, node: Node, size: int, handle: FileHandle | None, ctx: Context) -> bool:
         """Whether a worker has to cut a file off first."""
-        handle = None if number is None else self._files.file(number)
         long = self._files.is_long(node, size, handle)
         ctx.cut = (node, size, handle) if long else None
         return long
 
     def readlink(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
-        return _now(_readlink(self._ops, ino, ctx)) if self._ready(ino, ctx) else None
+        node = self._ready(ino, ctx)
+        return None if node is None else self._files.readlink(node)
 
     def back(self, backings: Backings) -> None:
         """From now on the kernel reads and writes open files by itself."""
@@ -224,51 +208,63 @@ class Lane:
 
     def mknod(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
         name = _name(body[16:])
-        if not self._begun(ino, ctx, name):
+        node = self._changing(ino, ctx, name)
+        if node is None:
             return None
-        mode, device, ctx.umask, _ = wire.MKNOD_IN.unpack_from(body)
-        entry: bytes = _now(_mknod(self._ops, ino, name, mode, device, ctx))
+        mode, device, umask, _ = wire.MKNOD_IN.unpack_from(body)
+        self._files.mknod(node, name, self._files.masked(node, mode, umask), device, ctx)
+        return self._made(node, name)
+
+    def _made(self, parent: Node, name: bytes, *, warm: bool = False) -> bytes:
+        entry: bytes = self._ops.made(parent, name, warm=warm)
         return entry
 
     def mkdir(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
         name = _name(body[8:])
-        mode, ctx.umask = wire.TWO_U32.unpack_from(body)
+        mode, umask = wire.TWO_U32.unpack_from(body)
+        mode = stat.S_IMODE(mode)
         if ino in GROUPS:
-            return self._begin(self._ops.making(ino, name, stat.S_IMODE(mode) & ~ctx.umask, ctx))
-        if not self._begun(ino, ctx, name):
+            return self._begin(self._ops.making(ino, name, mode & ~umask, ctx))
+        node = self._changing(ino, ctx, name)
+        if node is None:
             return None
-        entry: bytes = _now(_mkdir(self._ops, ino, name, mode, ctx))
-        return entry
+        self._files.mkdir(node, name, self._files.masked(node, mode, umask), ctx)
+        return self._made(node, name, warm=True)
 
     def symlink(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
         name, target = bytes(body).split(b"\0")[:2]
-        if not self._begun(ino, ctx, name):
+        node = self._changing(ino, ctx, name)
+        if node is None:
             return None
-        entry: bytes = _now(_symlink(self._ops, ino, name, target, ctx))
-        return entry
+        self._files.symlink(node, name, target, ctx)
+        return self._made(node, name)
 
     def link(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
-        (node,) = wire.U64.unpack_from(body)
+        (linked,) = wire.U64.unpack_from(body)
         name = _name(body[8:])
-        if not self._begun(ino, ctx, name) or not self._begun(node, ctx):
+        node = self._begun(linked, ctx)
+        parent = None if node is None else self._changing(ino, ctx, name)
+        if node is None or parent is None:
             return None
-        entry: bytes = _now(_link(self._ops, node, ino, name, ctx))
-        return entry
+        self._files.link(node, parent, name)
+        return self._made(parent, name)
 
     def unlink(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
         name = _name(body)
-        if not self._begun(ino, ctx, name):
+        node = self._changing(ino, ctx, name)
+        if node is None:
             return None
-        _now(_unlink(self._ops, ino, name, ctx))
+        self._files.unlink(node, name)
         return wire.DONE
 
     def rmdir(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
         name = _name(body)
         if ino in GROUPS:
             return self._begin(self._ops.removing(ino, name, ctx))
-        if not self._begun(ino, ctx, name):
+        node = self._changing(ino, ctx, name)
+        if node is None:
             return None
-        _now(_rmdir(self._ops, ino, name, ctx))
+        self._files.rmdir(node, name)
         return wire.DONE
 
     def rename(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
@@ -279,13 +275,15 @@ class Lane:
         parent, flags, _ = wire.RENAME2_IN.unpack_from(body)
         return self._renamed(ino, parent, flags, ctx, body[16:])
 
-    def _renamed(self, old: int, new: int, flags: int, ctx: Context, names: memoryview) -> bytes | None:
-        old_name, new_name = bytes(names).split(b"\0")[:2]
-        if old < FIRST_INODE or new < FIRST_INODE:
-            return self._begin(self._ops.moving((old, old_name), (new, new_name), flags, ctx))
-        if not self._begun(old, ctx, old_name) or not self._begun(new, ctx, new_name):
+    def _renamed(self, ino: int, new_ino: int, flags: int, ctx: Context, names: memoryview) -> bytes | None:
+        name, new_name = bytes(names).split(b"\0")[:2]
+        if ino < FIRST_INODE or new_ino < FIRST_INODE:
+            return self._begin(self._ops.moving((ino, name), (new_ino, new_name), flags, ctx))
+        old = self._begun(ino, ctx, name)
+        new = None if old is None else self._changing(new_ino, ctx, new_name)
+        if old is None or new is None:
             return None
-        _now(_rename(self._ops, old, old_name, new, new_name, flags, ctx))
+        self._files.rename(old, name, new, new_name, flags, ctx)
         return wire.DONE
 
     def _begin(self, asked: Asked[Any]) -> bytes | None:

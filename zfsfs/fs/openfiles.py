@@ -39,6 +39,8 @@ class OpenFiles:
         self.workers = workers
         self.descriptors.close_heavy = lambda fd: workers.put(lambda: os.close(fd))
         self.handles: dict[int, FileHandle | DirectoryHandle] = {}
+        #: Of files that are open and what their areas show: who has opened each last. The short way to them.
+        self._opened: dict[Node, FileHandle] = {}
         #: Where the kernel reads and writes by itself; and how it is told that a file's attributes have changed.
         self.backings: Backings | None = None
         self.outdated: Callable[[int], None] = lambda ino: None
@@ -97,6 +99,7 @@ class OpenFiles:
         """A file was opened."""
         self.handles[handle.fd] = handle
         node = handle.node
+        self._opened[node] = handle
         node.opens += 1
         node.told = False  # reading it moves a time, if only in the kernel
         node.area.mappable |= handle.maps
@@ -122,12 +125,18 @@ class OpenFiles:
         files = set()
         for handle in self._in(area):
             handle.outlived = True
+            self._opened.pop(handle.node, None)
             area.closed(isinstance(handle, FileHandle) and handle.writing, handle.guest)
             if handle.node.kind == stat.S_IFREG:
                 files.add(handle.node)
         for node in files:
             self.table.part(node)
         return [node.ino for node in files]
+
+    def fd_of(self, node: Node) -> int:
+        """A descriptor by which a file is open, of any kind; -1 when there is none at hand."""
+        handle = self._opened.get(node)
+        return -1 if handle is None else handle.fd
 
     def kept(self, area: Area) -> int:
         """How many files are open beneath that the kernel keeps pages of."""
@@ -206,6 +215,8 @@ class OpenFiles:
         """close(2)."""
         handle = self.handles.pop(number)
         node = handle.node
+        if self._opened.get(node) is handle:
+            del self._opened[node]
         node.told = False
         try:
             self._timed(handle)

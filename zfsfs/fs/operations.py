@@ -20,7 +20,7 @@ from zfsfs.fs import control, status, who
 from zfsfs.fs.caller import Caller, error
 from zfsfs.fs.cold import is_cold, warm
 from zfsfs.fs.control import FIRST_INODE
-from zfsfs.fs.handles import DirectoryHandle, FileHandle
+from zfsfs.fs.handles import Changes, DirectoryHandle, FileHandle
 from zfsfs.fs.nodes import Node
 from zfsfs.fs.own_operations import FIRST_OWN_HANDLE, GROUPS, Attributes, OwnOperations
 from zfsfs.fs.replies import absent, answered
@@ -134,19 +134,15 @@ class Operations(OwnOperations):
     ) -> Attributes:
         # By a handle it is who has opened the file, or the kernel with what it has gathered.
         node = await (self.changing(inode, ctx) if fh is None else self.node(inode))
-        files = self._files
-        if fields.update_size:
-            files.truncate(node, attr.st_size, None if fh is None else files.file(fh))
-        if fields.update_uid or fields.update_gid:
-            files.chown(node, attr.st_uid if fields.update_uid else -1, attr.st_gid if fields.update_gid else -1)
-        if fields.update_mode:
-            files.chmod(node, attr.st_mode)
-        if fields.update_atime or fields.update_mtime:
-            atime, mtime = attr.st_atime_ns, attr.st_mtime_ns
-            if not (fields.update_atime and fields.update_mtime):
-                now = files.stat(node)
-                atime, mtime = (atime, now.st_mtime_ns) if fields.update_atime else (now.st_atime_ns, mtime)
-            files.utime(node, atime, mtime)
+        new = Changes(
+            attr.st_size if fields.update_size else None,
+            attr.st_uid if fields.update_uid else -1,
+            attr.st_gid if fields.update_gid else -1,
+            attr.st_mode if fields.update_mode else None,
+            attr.st_atime_ns if fields.update_atime else None,
+            attr.st_mtime_ns if fields.update_mtime else None,
+        )
+        self._files.change(node, new, None if fh is None else self._files.file(fh))
         entry: Attributes = self.attributes(node)
         return entry
 
@@ -156,7 +152,8 @@ class Operations(OwnOperations):
 
     # Making and removing.
 
-    def _entry(self, parent: Node, name: bytes, *, warm: bool = False) -> Attributes:
+    def made(self, parent: Node, name: bytes, *, warm: bool = False) -> Any:
+        """The answer to who has made something; of a directory (`warm`) all is in memory."""
         node, st = self.looked_up(parent, name)
         if warm:
             node.warm = monotonic()
@@ -168,7 +165,8 @@ class Operations(OwnOperations):
     ) -> Attributes:
         parent = await self.changing(parent_inode, ctx)
         self._files.mknod(parent, name, self._files.masked(parent, mode, ctx.umask), rdev, _caller(ctx))
-        return self._entry(parent, name)
+        entry: Attributes = self.made(parent, name)
+        return entry
 
     @answered
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext) -> Attributes:
@@ -178,13 +176,15 @@ class Operations(OwnOperations):
             return await self._known(await self._unlocked.run(asked))
         parent = await self.changing(parent_inode, ctx)
         self._files.mkdir(parent, name, self._files.masked(parent, mode, ctx.umask), caller)
-        return self._entry(parent, name, warm=True)
+        folder: Attributes = self.made(parent, name, warm=True)
+        return folder
 
     @answered
     async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext) -> Attributes:
         parent = await self.changing(parent_inode, ctx)
         self._files.symlink(parent, name, target, _caller(ctx))
-        return self._entry(parent, name)
+        entry: Attributes = self.made(parent, name)
+        return entry
 
     @answered
     async def link(
@@ -194,7 +194,8 @@ class Operations(OwnOperations):
             raise error(errno.EPERM)
         parent = await self.changing(new_parent_inode, ctx)
         self._files.link(await self.node(inode), parent, new_name)
-        return self._entry(parent, new_name)
+        entry: Attributes = self.made(parent, new_name)
+        return entry
 
     @answered
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:

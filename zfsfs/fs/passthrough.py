@@ -17,7 +17,7 @@ from contextlib import suppress
 
 from zfsfs import syscalls
 from zfsfs.fs.caller import Caller, error, magic
-from zfsfs.fs.handles import FileHandle
+from zfsfs.fs.handles import Changes, FileHandle
 from zfsfs.fs.nodes import Node, stale
 from zfsfs.fs.openfiles import SET_ID, OpenFiles, clear_set_id, is_writing, maps_to_write, open_flags
 from zfsfs.fs.users import FILE
@@ -42,6 +42,8 @@ class Passthrough(OpenFiles):
 
     def stat(self, node: Node) -> os.stat_result:
         """A node's attributes."""
+        if (fd := self.fd_of(node)) >= 0:
+            return os.fstat(fd)
         if node.fd < 0 and node.parent is not None and node.name is not None:
             # By name, which needs no descriptor, if it is still that file's.
             with suppress(OSError):
@@ -64,9 +66,8 @@ class Passthrough(OpenFiles):
         fd = self.descriptors.of(parent)
         make(fd)
         try:
-            gid = _group(fd, caller)
-            if _ROOT and (caller.uid or gid > 0):
-                os.chown(name, caller.uid, gid, dir_fd=fd, follow_symlinks=False)
+            if _is_given(caller):
+                os.chown(name, caller.uid, _group(fd, caller), dir_fd=fd, follow_symlinks=False)
                 if mode & SET_ID and not stat.S_ISLNK(mode):
                     _restore_mode(fd, name, mode)
         except BaseException:
@@ -126,9 +127,8 @@ class Passthrough(OpenFiles):
                 raise
             raise stale() from None
         try:
-            gid = _group(folder, caller)
-            if _ROOT and (caller.uid or gid > 0):
-                os.fchown(fd, caller.uid, gid)
+            if _is_given(caller):
+                os.fchown(fd, caller.uid, _group(folder, caller))
                 if mode & SET_ID:
                     os.fchmod(fd, mode)  # chown has cleared them
             st = os.fstat(fd)
@@ -196,7 +196,8 @@ class Passthrough(OpenFiles):
             if flags & syscalls.RENAME_EXCHANGE:
                 other = self._known(new_parent, new, new_fd)
             else:
-                other = self._losing(new_parent, new, new_fd)
+                if not new_parent.area.is_absent(new_parent, new):
+                    other = self._losing(new_parent, new, new_fd)
                 old_fd = self.descriptors.of(old_parent)
             if same:
                 new_fd = old_fd
@@ -229,17 +230,39 @@ class Passthrough(OpenFiles):
         except FileNotFoundError:
             return None
 
-    # Attributes.
+    # Attributes. What is open needs no way to it: three of these come for each file that is unpacked.
+
+    def change(self, node: Node, new: Changes, handle: FileHandle | None) -> None:
+        """Change attributes, in the order in which the kernel means them; `handle` is who has asked for a size."""
+        if new.size is not None:
+            self.truncate(node, new.size, handle)
+        if new.uid >= 0 or new.gid >= 0:
+            self.chown(node, new.uid, new.gid)
+        if new.mode is not None:
+            self.chmod(node, new.mode)
+        if new.atime is None and new.mtime is None:
+            return
+        atime, mtime = new.atime, new.mtime
+        if atime is None or mtime is None:
+            now = self.stat(node)
+            atime, mtime = now.st_atime_ns if atime is None else atime, now.st_mtime_ns if mtime is None else mtime
+        self.utime(node, atime, mtime)
 
     def chmod(self, node: Node, mode: int) -> None:
         """chmod(2)."""
         self.changing(node.area)
-        os.chmod(magic(self.descriptors.of(node)), stat.S_IMODE(mode))
+        if (fd := self.fd_of(node)) >= 0:
+            os.fchmod(fd, stat.S_IMODE(mode))
+        else:
+            os.chmod(magic(self.descriptors.of(node)), stat.S_IMODE(mode))
 
     def chown(self, node: Node, uid: int, gid: int) -> None:
         """chown(2), of a link itself; -1 leaves as it is."""
         self.changing(node.area)
-        syscalls.fchownat(self.descriptors.of(node), uid, gid)
+        if (fd := self.fd_of(node)) >= 0:
+            os.fchown(fd, uid, gid)
+        else:
+            syscalls.fchownat(self.descriptors.of(node), uid, gid)
 
     def chown_to_nobody_new(self, node: Node, caller: Caller) -> None:
         """chown(2) with neither user nor group, which dates the change and clears set-user-ID all the same. That the
@@ -299,7 +322,9 @@ class Passthrough(OpenFiles):
         """utimensat(2) of a file, or of a link itself, in ns."""
         self.changing(node.area)
         self._written.pop(node, None)
-        if node.parent is not None and node.name is not None:
+        if (fd := self.fd_of(node)) >= 0:
+            os.utime(fd, ns=(atime, mtime))
+        elif node.parent is not None and node.name is not None:
             parent = self.descriptors.of(node.parent)
             os.utime(node.name, ns=(atime, mtime), dir_fd=parent, follow_symlinks=False)
         else:
@@ -347,6 +372,11 @@ class Passthrough(OpenFiles):
         self.changing(node.area)
         node.told = False
         os.removexattr(magic(self.descriptors.of(node)), name)
+
+
+def _is_given(caller: Caller) -> bool:
+    """Whether what a caller makes has to be given to that user: it is ours at first."""
+    return _ROOT and (caller.uid or caller.gid) != 0
 
 
 def _group(folder: int, caller: Caller) -> int:

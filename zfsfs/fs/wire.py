@@ -60,7 +60,8 @@ RENAME_EXCHANGE = 2
 # What SETATTR sets.
 (MODE, UID, GID, SIZE, ATIME, MTIME, HANDLE, ATIME_NOW, MTIME_NOW) = (1 << bit for bit in range(9))
 CTIME, KILL_SET_ID = 1 << 10, 1 << 11
-WHAT = MODE | UID | GID | SIZE | ATIME | MTIME | ATIME_NOW | MTIME_NOW
+TIMES = ATIME | MTIME | ATIME_NOW | MTIME_NOW
+WHAT = MODE | UID | GID | SIZE | TIMES
 
 #: A reply without a body; b"" stands for no reply.
 DONE = b"done"
@@ -119,6 +120,13 @@ def own(ino: int, facts: Facts, born: int, *, passing: bool) -> bytes:
     return _ENTRY.pack(
         ino, 0, kept, kept if folder else 0, 0, 0, ino, facts.size, 0, *times, facts.mode, links, uid, gid, 0, 4096, 0
     )
+
+
+def time_asked(valid: int, given: int, to_now: int, now: int, seconds: int, fraction: int) -> int | None:
+    """The time that SETATTR sets, in ns; None when it sets none."""
+    if valid & to_now:
+        return now
+    return seconds * _SECOND + fraction if valid & given else None
 
 
 def attributes(entry: bytes) -> bytes:

@@ -152,7 +152,7 @@ class Operations(OwnOperations):
 
     # Making and removing.
 
-    def made(self, parent: Node, name: bytes, *, warm: bool = False) -> Any:
+    def made(self, parent: Node, name: bytes, *, warm: bool = False) -> Attributes:
         """The answer to who has made something; of a directory (`warm`) all is in memory."""
         node, st = self.looked_up(parent, name)
         if warm:
@@ -165,8 +165,7 @@ class Operations(OwnOperations):
     ) -> Attributes:
         parent = await self.changing(parent_inode, ctx)
         self._files.mknod(parent, name, self._files.masked(parent, mode, ctx.umask), rdev, _caller(ctx))
-        entry: Attributes = self.made(parent, name)
-        return entry
+        return self.made(parent, name)
 
     @answered
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext) -> Attributes:
@@ -176,15 +175,13 @@ class Operations(OwnOperations):
             return await self._known(await self._unlocked.run(asked))
         parent = await self.changing(parent_inode, ctx)
         self._files.mkdir(parent, name, self._files.masked(parent, mode, ctx.umask), caller)
-        folder: Attributes = self.made(parent, name, warm=True)
-        return folder
+        return self.made(parent, name, warm=True)
 
     @answered
     async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext) -> Attributes:
         parent = await self.changing(parent_inode, ctx)
         self._files.symlink(parent, name, target, _caller(ctx))
-        entry: Attributes = self.made(parent, name)
-        return entry
+        return self.made(parent, name)
 
     @answered
     async def link(
@@ -194,8 +191,7 @@ class Operations(OwnOperations):
             raise error(errno.EPERM)
         parent = await self.changing(new_parent_inode, ctx)
         self._files.link(await self.node(inode), parent, new_name)
-        entry: Attributes = self.made(parent, new_name)
-        return entry
+        return self.made(parent, new_name)
 
     @answered
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:

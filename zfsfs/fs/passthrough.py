@@ -195,9 +195,8 @@ class Passthrough(OpenFiles):
             moved = self._known(old_parent, old, old_fd)
             if flags & syscalls.RENAME_EXCHANGE:
                 other = self._known(new_parent, new, new_fd)
-            else:
-                if not new_parent.area.is_absent(new_parent, new):
-                    other = self._losing(new_parent, new, new_fd)
+            elif not new_parent.area.is_absent(new_parent, new):
+                other = self._losing(new_parent, new, new_fd)
                 old_fd = self.descriptors.of(old_parent)
             if same:
                 new_fd = old_fd
@@ -248,13 +247,15 @@ class Passthrough(OpenFiles):
             atime, mtime = now.st_atime_ns if atime is None else atime, now.st_mtime_ns if mtime is None else mtime
         self.utime(node, atime, mtime)
 
+    def _way_to(self, node: Node) -> int | str:
+        """What calls take for a file: a descriptor by which it is open, or else the magic path of one like O_PATH."""
+        fd = self.fd_of(node)
+        return fd if fd >= 0 else magic(self.descriptors.of(node))
+
     def chmod(self, node: Node, mode: int) -> None:
         """chmod(2)."""
         self.changing(node.area)
-        if (fd := self.fd_of(node)) >= 0:
-            os.fchmod(fd, stat.S_IMODE(mode))
-        else:
-            os.chmod(magic(self.descriptors.of(node)), stat.S_IMODE(mode))
+        os.chmod(self._way_to(node), stat.S_IMODE(mode))
 
     def chown(self, node: Node, uid: int, gid: int) -> None:
         """chown(2), of a link itself; -1 leaves as it is."""
@@ -322,19 +323,17 @@ class Passthrough(OpenFiles):
         """utimensat(2) of a file, or of a link itself, in ns."""
         self.changing(node.area)
         self._written.pop(node, None)
-        if (fd := self.fd_of(node)) >= 0:
-            os.utime(fd, ns=(atime, mtime))
-        elif node.parent is not None and node.name is not None:
+        if self.fd_of(node) < 0 and node.parent is not None and node.name is not None:
             parent = self.descriptors.of(node.parent)
             os.utime(node.name, ns=(atime, mtime), dir_fd=parent, follow_symlinks=False)
         else:
-            os.utime(magic(self.descriptors.of(node)), ns=(atime, mtime))
+            os.utime(self._way_to(node), ns=(atime, mtime))
 
     # Extended attributes. Through the magic path they are those of a symbolic link itself, too.
 
     def getxattr(self, node: Node, name: bytes) -> bytes:
         """getxattr(2)."""
-        return os.getxattr(magic(self.descriptors.of(node)), name)
+        return os.getxattr(self._way_to(node), name)
 
     def is_plain(self, node: Node) -> bool:
         """Whether a file is known to have no capabilities, or now turns out to have none."""
@@ -353,25 +352,25 @@ class Passthrough(OpenFiles):
 
     def listxattr(self, node: Node, caller: Caller) -> list[bytes]:
         """listxattr(2), which shows trusted attributes to root only."""
-        names = map(os.fsencode, os.listxattr(magic(self.descriptors.of(node))))
+        names = map(os.fsencode, os.listxattr(self._way_to(node)))
         return [name for name in names if not (caller.uid and name.startswith(b"trusted."))]
 
     def setxattr(self, node: Node, name: bytes, value: bytes, caller: Caller) -> None:
         """setxattr(2). An access list set by who is not in a file's group clears its set-group-ID bit."""
         self.changing(node.area)
         node.plain = node.told = False
-        path = magic(self.descriptors.of(node))
-        os.setxattr(path, name, value)
+        way = self._way_to(node)
+        os.setxattr(way, name, value)
         if name == b"system.posix_acl_access" and caller.uid:
-            st = os.stat(path)
+            st = os.stat(way)
             if st.st_mode & stat.S_ISGID and not caller.belongs_to(st.st_gid):
-                os.chmod(path, stat.S_IMODE(st.st_mode) & ~stat.S_ISGID)
+                os.chmod(way, stat.S_IMODE(st.st_mode) & ~stat.S_ISGID)
 
     def removexattr(self, node: Node, name: bytes) -> None:
         """removexattr(2)."""
         self.changing(node.area)
         node.told = False
-        os.removexattr(magic(self.descriptors.of(node)), name)
+        os.removexattr(self._way_to(node), name)
 
 
 def _is_given(caller: Caller) -> bool:

@@ -173,7 +173,7 @@ class Line:
         started = now = clock()
         end = started + SPIN
         crowded = False  # the last request was waiting already: so may be the next
-        while now < end or now - started < TURN:
+        while now - started < TURN:
             if not crowded:
                 crowded = True
                 if self._held:

@@ -194,6 +194,23 @@ def test_removals_that_fail_pin_no_descriptors(files, top, tmp_path):
     assert not top.area.pinned
 
 
+def test_files_that_have_lost_one_of_two_names_pin_no_descriptors(files, top):
+    files.descriptors.limit = 4
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(20):
+        for name, lost in ((b"first", b"first"), (b"second%d" % number, b"also")):
+            handle, _ = files.create(top, name, 0o644, os.O_RDWR, ROOT)
+            handle.node.lookups += 1
+            files.close(handle.fd)
+            other = b"%d" % number if lost == b"first" else lost
+            files.link(handle.node, top, other)
+            found(files, top, other)
+            files.unlink(top, lost)
+            assert handle.node.name is not None
+    assert len(os.listdir("/proc/self/fd")) <= before + files.descriptors.limit
+    assert not top.area.pinned
+
+
 def test_few_descriptors_are_open_however_many_nodes_are_known(files, top, tmp_path):
     files.descriptors.limit = 8
     before = len(os.listdir("/proc/self/fd"))

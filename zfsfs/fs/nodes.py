@@ -320,15 +320,14 @@ class NodeTable:
         if node.aliases and (parent, name) in node.aliases:
             node.aliases.discard((parent, name))
             self._released(parent)
-            return
-        if node.parent is not parent or node.name != name:
-            return
-        if node.aliases:
-            other, other_name = node.aliases.pop()
-            self._rename(node, other, other_name)
-            self._released(other)  # the alias's own reference
-        else:
-            node.name = None
+        elif node.parent is parent and node.name == name:
+            if node.aliases:
+                other, other_name = node.aliases.pop()
+                self._rename(node, other, other_name)
+                self._released(other)  # the alias's own reference
+            else:
+                node.name = None
+        self.unpin(node)  # if it has a name left
 
     def looked_up(self, node: Node) -> None:
         """The kernel has been given the node's number once more."""

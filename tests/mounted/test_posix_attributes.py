@@ -187,6 +187,15 @@ def test_times_that_move():
         yield moved([name], os.removexattr, name, "user.missing")
 
 
+@compared()
+def test_what_is_made_after_a_time_was_set_to_now_is_not_older():
+    for number in range(20):
+        write("f", b"x")
+        os.utime("f")
+        os.mkdir(f"d{number}")
+        yield os.stat("f").st_mtime_ns <= os.stat(f"d{number}").st_mtime_ns
+
+
 @compared("root")
 def test_capabilities_of_files_go_when_they_are_written():
     capability = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)
@@ -242,6 +251,17 @@ def test_defaults_are_inherited_and_the_umask_then_counts_for_nothing():
                 os.mkdir(f"{name}s", 0o1750)
             for each in ("f", "d", "d/in", "p", "l", "n", "s"):
                 yield each, look(name + each), each != "l" and getfacl(name + each)
+
+
+@compared("root")
+def test_defaults_restrict_what_is_made_with_set_id_bits():
+    os.mkdir("d")
+    os.chmod("d", 0o777)
+    os.setxattr("d", DEFAULT, acl((OWNER, 6), (GROUP_OF_FILE, 4), (OTHERS, 0)))
+    with acting(ANNA), opened("d/f", os.O_CREAT | os.O_RDWR, 0o6777):
+        os.mknod("d/n", stat.S_IFREG | 0o6777)
+    for name in ("d/f", "d/n"):
+        yield look(name), getfacl(name)
 
 
 @compared("root")

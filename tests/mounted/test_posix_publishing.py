@@ -232,6 +232,18 @@ def test_not_even_the_owner_changes_a_result(tree, monkeypatch):
         assert look("f") == ("-rw-r--r--", 1, ANNA.uid, ANNA.gid, 8, 0)
 
 
+@as_root
+def test_who_may_not_truncate_a_result_takes_no_set_id_bits_from_it(tree, build):
+    (build / "tool").write_text("x")
+    os.chown(build / "tool", ANNA.uid, ANNA.gid)
+    (build / "tool").chmod(0o6755)
+    tool = publish(tree) / "tool"
+    with acting(ANNA), failing(errno.EROFS):
+        os.truncate(tool, 0)
+    remount(tree)
+    assert f"{stat.S_IMODE(tool.stat().st_mode):o}" == "6755"
+
+
 def test_reading_leaves_no_trace_in_a_result(tree, build):
     write(str(build / "f"), b"contents")
     (build / "d").mkdir()

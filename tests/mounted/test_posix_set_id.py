@@ -10,7 +10,7 @@ import platform
 from collections.abc import Iterator
 
 import pytest
-from comparing import ANNA, BERT, acting, compared, look, moved, opened, write
+from comparing import ANNA, BERT, acting, compared, look, moved, opened, tried, write
 
 pytestmark = pytest.mark.skipif(
     tuple(int(part) for part in platform.release().split(".")[:2]) < (6, 9), reason="the kernel gathers writes"
@@ -37,6 +37,13 @@ def test_who_writes_into_a_set_id_file_takes_the_bits_away():
                 os.write(fd, b"x")
             yield name, owner, group, look(name)
             os.unlink(name)
+
+
+@compared("root")
+def test_who_writes_by_a_descriptor_that_another_has_opened_does_so_too():
+    for name in list(set_id_files(0, 0)):
+        with opened(name, os.O_WRONLY) as fd, acting(ANNA):
+            yield name, tried(os.write, fd, b"x"), look(fd)
 
 
 @compared("root")

@@ -84,6 +84,15 @@ def test_who_reads_a_file_again_finds_its_backing(files):
     assert files.kept == ["a"]
 
 
+def test_where_the_kernel_can_make_none_what_we_write_has_the_time_of_its_writing(files, monkeypatch):
+    monkeypatch.setattr(Backings, "_register", lambda *_: 0)
+    handle = files.files.open(files.node(b"a"), os.O_RDWR, ROOT)
+    os.utime(handle.fd, ns=(1, 1))
+    files.files.to_write(handle, 0, b"x")()
+    files.files.close(handle.fd)
+    assert (files.path / "a").stat().st_mtime_ns > 1
+
+
 def test_what_was_open_for_writing_keeps_none(files):
     node = files.node(b"a")
     assert [files.use(node, os.O_RDWR) for _ in range(2)] == [1, 2]

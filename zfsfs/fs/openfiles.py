@@ -188,7 +188,8 @@ class OpenFiles:
     def to_write(self, handle: FileHandle, offset: int, data: bytes) -> Callable[[], int]:
         """What a worker has to do for a write."""
         handle.node.area.changed = True
-        if handle.node not in self._written:
+        # With backings the kernel gathers nothing, and sends no times, where it has none for a file, either.
+        if self.backings is None and handle.node not in self._written:
             self._written[handle.node] = os.fstat(handle.fd).st_mtime_ns
         return lambda: _write_all(handle.fd, data, offset)
 

@@ -69,7 +69,7 @@ class Passthrough(OpenFiles):
             if _is_given(caller):
                 os.chown(name, caller.uid, _group(fd, caller), dir_fd=fd, follow_symlinks=False)
                 if mode & SET_ID and not stat.S_ISLNK(mode):
-                    _restore_mode(fd, name, mode)
+                    _restore_set_id(fd, name, mode)
         except BaseException:
             (os.rmdir if stat.S_ISDIR(mode) else os.unlink)(name, dir_fd=fd)
             raise
@@ -129,8 +129,8 @@ class Passthrough(OpenFiles):
         try:
             if _is_given(caller):
                 os.fchown(fd, caller.uid, _group(folder, caller))
-                if mode & SET_ID:
-                    os.fchmod(fd, mode)  # chown has cleared them
+                if mode & SET_ID:  # chown has cleared them
+                    os.fchmod(fd, _with_set_id(os.fstat(fd), mode))
             st = os.fstat(fd)
             node = self.table.remember(parent, name, st)
             node.plain = True
@@ -269,7 +269,7 @@ class Passthrough(OpenFiles):
         """chown(2) with neither user nor group, which dates the change and clears set-user-ID all the same. That the
         caller may do so is not checked by the kernel, which asks for the same when somebody writes into the file."""
         st, uid = self.stat(node), caller.uid
-        writes = self._is_written_by(node, uid)
+        writes = self._is_written(node)
         if st.st_mode & SET_ID and not stat.S_ISDIR(st.st_mode) and not (writes or uid in (0, st.st_uid)):
             raise error(errno.EPERM)
         if writes and uid and self.set_id_goes_if_executable:
@@ -280,12 +280,10 @@ class Passthrough(OpenFiles):
         if uid and st.st_mode & stat.S_ISGID and stat.S_ISREG(st.st_mode):
             self.clear_set_id(node, caller)
 
-    def _is_written_by(self, node: Node, uid: int) -> bool:
+    def _is_written(self, node: Node) -> bool:
+        # By whomever it was opened: who writes may have been given the descriptor.
         handles = self.handles.values()
-        return any(
-            isinstance(each, FileHandle) and each.node is node and each.writing and each.uid == uid
-            for each in handles
-        )
+        return any(isinstance(each, FileHandle) and each.node is node and each.writing for each in handles)
 
     def truncate(self, node: Node, size: int, handle: FileHandle | None) -> None:
         """truncate(2), or ftruncate(2) by a handle."""
@@ -383,11 +381,18 @@ def _group(folder: int, caller: Caller) -> int:
     return -1 if os.fstat(folder).st_mode & stat.S_ISGID else caller.gid
 
 
-def _restore_mode(folder: int, name: bytes, mode: int) -> None:
+def _with_set_id(st: os.stat_result, mode: int) -> int:
+    """The mode of what was made, with the bits of the mode asked for that chown has cleared; the others may be less
+    than was asked for, by a default ACL."""
+    return stat.S_IMODE(st.st_mode) | mode & SET_ID
+
+
+def _restore_set_id(folder: int, name: bytes, mode: int) -> None:
     """Set the bits that chown has cleared, by descriptor: chmod by name would follow a link put in its place."""
     fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     try:
-        if not stat.S_ISLNK(os.fstat(fd).st_mode):
-            os.chmod(magic(fd), stat.S_IMODE(mode))
+        st = os.fstat(fd)
+        if not stat.S_ISLNK(st.st_mode):
+            os.chmod(magic(fd), _with_set_id(st, mode))
     finally:
         os.close(fd)

@@ -7,7 +7,6 @@ the protocol has the machine's own byte order and zfsfs runs where that is so.
 from __future__ import annotations
 
 import os
-import time
 from struct import Struct
 
 from zfsfs.fs.area import FOREVER
@@ -58,15 +57,12 @@ NOTIFY_POLL = 1
 RENAME_EXCHANGE = 2
 
 # What SETATTR sets.
-(MODE, UID, GID, SIZE, ATIME, MTIME, HANDLE, ATIME_NOW, MTIME_NOW) = (1 << bit for bit in range(9))
+(MODE, UID, GID, SIZE, ATIME, MTIME, HANDLE) = (1 << bit for bit in range(7))
 CTIME, KILL_SET_ID = 1 << 10, 1 << 11
-TIMES = ATIME | MTIME | ATIME_NOW | MTIME_NOW
-WHAT = MODE | UID | GID | SIZE | TIMES
+WHAT = MODE | UID | GID | SIZE | ATIME | MTIME
 
 #: A reply without a body; b"" stands for no reply.
 DONE = b"done"
-
-now = time.time_ns
 
 _SECOND = 1_000_000_000
 _NO_ATTRIBUTES = (0,) * 16
@@ -122,11 +118,10 @@ def own(ino: int, facts: Facts, born: int, *, passing: bool) -> bytes:
     )
 
 
-def time_asked(valid: int, given: int, to_now: int, now: int, seconds: int, fraction: int) -> int | None:
-    """The time that SETATTR sets, in ns; None when it sets none."""
-    if valid & to_now:
-        return now
-    return seconds * _SECOND + fraction if valid & given else None
+def in_ns(seconds: int, fraction: int) -> int:
+    """A time that SETATTR sets. Where that is now, the kernel has put in what its own clock says (`notify_change` in
+    fs/attr.c): by ours, which is finer, what is written next would be older."""
+    return seconds * _SECOND + fraction
 
 
 def attributes(entry: bytes) -> bytes:

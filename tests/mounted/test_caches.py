@@ -10,6 +10,7 @@ import sys
 
 import pytest
 from errnos import failing
+from mapping import mapped
 from mounted_tree import held, until
 
 
@@ -136,6 +137,14 @@ def test_a_working_directory_holds_a_session_and_a_crash_of_its_process_closes_i
     job.stdin.close()
     assert tree.outcome("c@job") == "published"
     assert (cache / "file").read_text() == "by the job"
+
+
+def test_a_mapping_keeps_a_session_open_whose_file_was_closed_and_what_it_writes_is_published(tree, cache):
+    with mapped(cache / "file") as memory:
+        until_held(tree, "c", "mapped")
+        memory[0:5] = b"later"
+    assert tree.outcome("c") == "published"
+    assert (cache / "file").read_text() == "later"
 
 
 def until_held(tree, name, who):

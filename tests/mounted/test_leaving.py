@@ -10,10 +10,12 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager, suppress
 
 import pytest
-from mounted_tree import PATIENCE, until, zfsfs
+from mapping import mapped
+from mounted_tree import PATIENCE, held, until, zfsfs
 
 from zfsfs.mountpoint import FSTYPE, mounted_type
 
@@ -46,6 +48,19 @@ def test_sigterm_publishes_what_is_in_open_sessions_written_or_not_yet(tree, cac
     tree.mount()
     assert (cache / "file").read_text() == "later"
     assert (cache / "other").read_text() == "gathered"
+
+
+def test_and_what_was_written_through_a_mapping_whose_file_was_closed(tree, cache):
+    tree.umount()
+    tree.mount(60)
+    with held(cache):
+        until(lambda: time.time() - (cache / "file").stat().st_ctime > 0.2)  # what is new counts as changed anyway
+    with mapped(cache / "file") as memory:
+        until(lambda: [each["open"] for each in tree.status()["sessions"]] == [0])
+        memory[0:5] = b"later"
+        terminated(tree)
+    tree.mount()
+    assert (cache / "file").read_text() == "later"
 
 
 def test_sigterm_discards_running_builds_and_keeps_results(tree):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from comparing import ACCESS, ANNA, acl, acting, look, opened, write
 from errnos import failing
+from mapping import mapped
 from mounted_tree import Mounted
 
 from zfsfs.syscalls import RENAME_EXCHANGE, renameat2
@@ -153,6 +154,28 @@ def test_a_writable_mapping_is_an_open_file(tree, build):
     result = publish(tree)
     remount(tree)
     assert (result / "f").read_bytes() == b"more" + bytes(4092) + b"here" + bytes(4092)
+
+
+def test_and_so_it_is_when_its_file_was_closed(tree, build):
+    write(str(build / "f"), bytes(8192))
+    with mapped(build / "f", 8192) as memory:
+        memory[4096:4100] = b"here"
+        with failing(errno.EBUSY):
+            publish(tree)
+        memory[0:4] = b"more"
+    result = publish(tree)
+    remount(tree)
+    assert (result / "f").read_bytes() == b"more" + bytes(4092) + b"here" + bytes(4092)
+
+
+def test_what_is_written_through_a_mapping_moves_the_time_of_a_file_that_was_closed(tree, build):
+    write(str(build / "f"), bytes(4096))
+    with mapped(build / "f") as memory:
+        os.utime(build / "f", ns=(1, 1))
+        assert (build / "f").stat().st_mtime_ns == 1
+        memory[0] = 1
+        os.sync()  # ZFS dates it then
+        assert (build / "f").stat().st_mtime_ns > 1
 
 
 def test_who_reads_reads_on_while_a_build_is_published(tree, build):

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Seconds for which the kernel may keep what only we can change: for ever, as the protocol goes.
 FOREVER = 365 * 86400
+#: Of a file: its times of change and its size.
+Traces = tuple[int, int, int]
 #: The most names that are remembered as absent, and the seconds for which the kernel may keep any others.
 MOST_ABSENT = 50_000
 BRIEFLY = 1
@@ -60,6 +62,7 @@ class Area:
         self.was_native = False  # and so may have been written natively, of which nothing tells us
         self.written: int | None = None  # before that; see Driver.written
         self.mappable = False  # a file was open for reading and writing: such a one alone can be written by a mapping
+        self.mapped: dict[Node, Traces] = {}  # files that are, or were lately, though nobody has them open: mapped.py
         self.by_st_ino: dict[int, Node] = {}
         self.pinned: set[Node] = set()
         self.outlived: dict[Node, int] = {}  # open files of what was shown before, each with a descriptor of it
@@ -232,6 +235,7 @@ class Area:
     def _detach(self) -> View | None:
         self.table.let_go(self)
         self.table.descriptors.close_area(self)
+        self.mapped.clear()
         view, self.view = self.view, None
         return view
 

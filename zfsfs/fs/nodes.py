@@ -27,7 +27,7 @@ import math
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 from weakref import WeakValueDictionary
@@ -200,6 +200,7 @@ class NodeTable:
         self.keeper: Keeper | None = None
         self.outdated: Callable[[int], None] = lambda ino: None  # has the kernel ask for a file's attributes
         self.outlive: Callable[[Area], list[int]] = lambda area: []  # see `OpenFiles.outlive`
+        self.mapped: Callable[[Area], Awaitable[int]]  # see `OpenFiles.mapped`
         self._areas: WeakValueDictionary[int, Area] = WeakValueDictionary()
         self._area = 0
         self._most = 0  # how many nodes there have been since the tables were last made smaller
@@ -369,6 +370,8 @@ class NodeTable:
             self._keep_nothing(each)
             if area.frozen:
                 area.untold(each)
+            if area.mapped:
+                area.mapped.pop(each, None)
             if area.by_st_ino.get(each.st_ino) is each:
                 del area.by_st_ino[each.st_ino]
             for above, _ in each.aliases or ():

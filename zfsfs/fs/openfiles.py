@@ -13,10 +13,12 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from zfsfs.fs import mapped
 from zfsfs.fs.area import Area
 from zfsfs.fs.backing import Backings
 from zfsfs.fs.caller import Caller, error, magic
 from zfsfs.fs.handles import DirectoryHandle, FileHandle
+from zfsfs.fs.mapped import traces
 from zfsfs.fs.nodes import Node, NodeTable
 from zfsfs.fs.users import FILE, Users
 from zfsfs.fs.workers import Workers
@@ -35,7 +37,7 @@ class OpenFiles:
         self.table = table
         self.users = users
         self.descriptors = table.descriptors
-        table.outlive = self.outlive
+        table.outlive, table.mapped = self.outlive, self.mapped
         self.workers = workers
         self.descriptors.close_heavy = lambda fd: workers.put(lambda: os.close(fd))
         self.handles: dict[int, FileHandle | DirectoryHandle] = {}
@@ -109,7 +111,7 @@ class OpenFiles:
             wanted = node.kind == stat.S_IFREG and not node.area.read_only
             handle.backing = self.backings.opened(node, handle.fd, wanted, handle.writing)
             if handle.backing and handle.writing and not node.area.changed:
-                handle.before = _traces(handle.fd)
+                handle.before = traces(handle.fd)
                 # Two changes within a tick of the clock leave the same time.
                 node.area.changed = time.time_ns() - handle.before[0] < _TICK
         return handle
@@ -138,6 +140,13 @@ class OpenFiles:
         handle = self._opened.get(node)
         return -1 if handle is None else handle.fd
 
+    async def mapped(self, area: Area) -> int:
+        """How many files of an area that nobody has open are mapped to be written into, see mapped.py."""
+        if self.stopped():
+            area.changed |= bool(area.mapped)  # perhaps: a look would wait
+            return len(area.mapped)
+        return await mapped.look(area, self.descriptors, self.outdated)
+
     def kept(self, area: Area) -> int:
         """How many files are open beneath that the kernel keeps pages of."""
         return sum(isinstance(each, FileHandle) and not each.direct for each in self._in(area))
@@ -157,7 +166,7 @@ class OpenFiles:
             return
         if not handle.written_out:
             os.fdatasync(handle.fd)  # only so does ZFS date what was written through a mapping
-        area.changed = _traces(handle.fd) != handle.before
+        area.changed = traces(handle.fd) != handle.before
 
     def is_to_write_out(self, handle: FileHandle) -> bool:
         """Whether closing a file has to wait for a disk, and so for `written_out` first."""
@@ -230,8 +239,10 @@ class OpenFiles:
             os.close(handle.fd)
             if handle.uid:
                 self.users.give(FILE, handle.uid)
-            area = handle.node.area
-            self.table.closed(handle.node)
+            area = node.area
+            if isinstance(handle, FileHandle) and handle.backing and handle.maps and not handle.outlived:
+                mapped.closed(node, self.descriptors)
+            self.table.closed(node)
             if not handle.outlived:
                 area.closed(isinstance(handle, FileHandle) and handle.writing, handle.guest)
 
@@ -260,12 +271,6 @@ class OpenFiles:
 def _is_to_keep(handle: FileHandle) -> bool:
     node = handle.node
     return not handle.writing and node.name is not None and node.lookups > 0 and not node.area.read_only
-
-
-def _traces(fd: int) -> tuple[int, int, int]:
-    """What shows that a file was written into."""
-    st = os.fstat(fd)
-    return st.st_ctime_ns, st.st_mtime_ns, st.st_size
 
 
 def clear_set_id(fd: int, caller: Caller) -> None:

@@ -10,6 +10,8 @@ from zfsfs.names import shown
 
 #: Seconds that a handle may take to be released after close(2) returned.
 DRAIN = 1.0
+#: Seconds between two looks at what is mapped.
+_PAUSE = 0.02
 #: Seconds that what was killed may take to be gone, on a machine that has much to do.
 GONE = 60.0
 
@@ -26,12 +28,17 @@ async def not_native(area: Area) -> None:
 
 
 async def not_written(area: Area, otherwise: str) -> None:
-    """See that nothing beneath is open for writing. Raises Busy, which begins with `otherwise`."""
-    # RELEASE comes after close(2) has returned.
+    """See that nothing beneath is open for writing, or mapped for it. Raises Busy, which begins with `otherwise`."""
+    # RELEASE comes after close(2) has returned, and a mapping goes without a word.
     with trio.move_on_after(DRAIN):
-        await area.until(lambda: not area.writers)
+        while area.writers or area.mapped:
+            await area.until(lambda: not area.writers)
+            if await area.table.mapped(area):
+                await trio.sleep(_PAUSE)
     if area.writers:
         raise Busy(f"{otherwise}: {area.writers} files in it are open for writing")
+    if area.mapped:
+        raise Busy(f"{otherwise}: {len(area.mapped)} files in it are mapped to be written")
 
 
 async def abandoned(area: Area) -> None:

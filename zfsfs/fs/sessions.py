@@ -284,6 +284,8 @@ class Sessions:
             if somebody():
                 return True
         place.holders = await self._scan(area, not area.may_have_changed)
+        if not place.holders and area.mapped and (count := await self._table.mapped(area)):
+            place.holders = [f"{count} files that are mapped to be written"]
         if not place.holders:
             return area.keepers > 0 or area.touched
         with trio.move_on_after(HOLDER_PAUSE):

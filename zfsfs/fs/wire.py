@@ -78,12 +78,13 @@ def entry(node: Node, st: os.stat_result) -> bytes:
     area = node.area
     node.told = True
     seconds, above = area.timeout, area.shown
+    valid = 0 if area.mapped and node in area.mapped else seconds  # its times change, and we don't hear of it
     mode, number, _, links, uid, gid, size, atime, mtime, ctime = st  # one step instead of ten
     return _ENTRY.pack(
         node.ino,
         0,
         seconds,
-        seconds,
+        valid,
         0,
         0,
         node.ino if not above or node.parent is None else above ^ number,

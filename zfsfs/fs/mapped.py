@@ -1,0 +1,92 @@
+"""Files that nobody has open, and that somebody may still write into through a mapping.
+
+A mapping of a file that the kernel reads and writes by itself (backing.py) is one of the file beneath: it keeps that
+one open, and not ours, so RELEASE comes with close(2) while it lives on (`backing_file_mmap` in the kernel's
+fs/backing-file.c). Nothing tells when it goes. But who asks for a lease on a file is told whether anybody can write
+into it (fcntl(2), F_SETLEASE); the kernel does not forget the file meanwhile, for the mapping keeps its name.
+
+Assumes: a file that was opened for writing and is mapped privately only is mapped to be written, too; that can't be
+told apart. On a filesystem without leases nothing is known to be mapped.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+
+from zfsfs.fs.area import Area, Traces
+from zfsfs.fs.caller import magic
+from zfsfs.fs.nodes import Descriptors, Node
+from zfsfs.threads import in_thread
+
+
+def traces(fd: int) -> Traces:
+    """What shows that a file was written into."""
+    st = os.fstat(fd)
+    return st.st_ctime_ns, st.st_mtime_ns, st.st_size
+
+
+def can_be_written(fd: int) -> bool:
+    """Whether somebody can write into a file, of which `fd` is a descriptor of any kind that can't."""
+    reading = os.open(magic(fd), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        # Who opens the file to write meanwhile waits for us, and has the kernel say so: by a signal that ends nobody.
+        fcntl.fcntl(reading, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(reading, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except OSError as failure:
+        return failure.errno == errno.EAGAIN
+    finally:
+        os.close(reading)
+    return False
+
+
+def closed(node: Node, descriptors: Descriptors) -> None:
+    """A file that could be mapped to be written was closed."""
+    with suppress(OSError):
+        fd = descriptors.of(node)
+        node.area.mapped.pop(node, None)
+        if can_be_written(fd):
+            node.area.mapped[node] = traces(fd)
+
+
+async def look(area: Area, descriptors: Descriptors, outdated: Callable[[int], None]) -> int:
+    """How many files of an area are mapped so. Whether one was written into since it was closed makes the area
+    changed, as far as that can be told; one that still is may be."""
+    found = 0
+    for node, before in list(area.mapped.items()):
+        try:
+            fd = os.dup(descriptors.of(node))
+        except OSError:
+            area.mapped.pop(node, None)  # it is gone
+            continue
+        try:
+            mapped, now = await in_thread(_look, fd)
+        finally:
+            os.close(fd)
+        if area.mapped.get(node) is not before:
+            continue
+        outdated(node.ino)
+        area.changed |= mapped or now != before
+        if mapped:
+            found += 1
+        else:
+            del area.mapped[node]
+    return found
+
+
+def _look(fd: int) -> tuple[bool, Traces | None]:
+    try:
+        if can_be_written(fd):
+            return True, None
+        reading = os.open(magic(fd), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            os.fdatasync(reading)  # only so does ZFS date what was written through a mapping
+            return False, traces(reading)
+        finally:
+            os.close(reading)
+    except OSError:
+        return False, None

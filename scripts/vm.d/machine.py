@@ -127,7 +127,7 @@ def run_once(image: Path, job: Job) -> int:
             complaints.seek(0)
             said = complaints.read()
             if outcome.died and console.exists():
-                said += console.read_bytes()[-3000:]
+                said += console.read_bytes()[-8000:]  # of a kernel that has died, the cause stands first
             kind = Failure if conversation.ready else NotUp
             raise kind(f"{outcome.sentence}\n{said.decode(errors='replace')}".rstrip())
         if job.out and not outcome.stopped:

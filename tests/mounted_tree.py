@@ -34,6 +34,18 @@ def until(condition: Callable[[], Any]) -> Any:
     return value
 
 
+def plant_socket(folder: Path, kind: str, secret: Path) -> None:
+    """What looks like a tree's name of its socket, in a directory that anybody may write."""
+    (folder / ".zfsfs").mkdir()
+    place = folder / ".zfsfs/socket"
+    if kind == "link":
+        place.symlink_to(secret)
+    elif kind == "fifo":
+        os.mkfifo(place)
+    else:
+        place.write_text("/another/socket\n")
+
+
 @contextmanager
 def held(path: Path) -> Iterator[None]:
     """A handle on a directory, as `exec 9< DIR` has it."""

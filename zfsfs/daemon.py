@@ -204,7 +204,7 @@ async def _builders(
     logs = Logs(tree.store, tree.state("zfsfs-logs"))
     logs.start(tree.store.builds.failed())
     tree.builders = Builders(
-        tree, settings.config.builders, mountpoint, ends, logs, records, settings.config.keep_failed
+        tree, settings.config.builders, mountpoint, socket_path, ends, logs, records, settings.config.keep_failed
     )
     own = Control()
     numbers = itertools.count(CONTROL + 1)

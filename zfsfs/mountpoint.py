@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import re
-import subprocess
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from zfsfs import syscalls
 from zfsfs.errors import Busy, MountError
@@ -14,33 +15,53 @@ FSTYPE = "fuse.zfsfs"
 _DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
 
 
-def mounted_type(mountpoint: str) -> str | None:
-    """The type of the filesystem mounted there (the topmost), None when there is none. See proc(5), mountinfo."""
-    found = None
-    wanted = os.path.join(os.path.realpath(os.path.dirname(mountpoint)), os.path.basename(mountpoint))
+class _Mount(NamedTuple):
+    """What lies at `path`: `root` is the part of the filesystem that it is."""
+
+    root: str
+    path: str
+    kind: str
+    source: str
+
+    @property
+    def is_tree(self) -> bool:
+        """Whether it is a tree, the whole of it."""
+        return self.kind == FSTYPE and self.root == "/"
+
+
+def _mounts() -> Iterator[_Mount]:
+    """All that this process sees, what covers another after it. See proc(5), mountinfo."""
     with open("/proc/self/mountinfo", "rb") as lines:
         for line in lines:
             before, _, after = line.partition(b" - ")
-            if os.fsdecode(_unescaped(before.split(b" ")[4])) == wanted:
-                found = after.split(b" ")[0].decode()
-    return found
+            yield _Mount(*map(_unescaped, (*before.split(b" ")[3:5], *after.split(b" ")[:2])))
+
+
+def mounted_type(mountpoint: str) -> str | None:
+    """The type of the filesystem mounted there (the topmost), None when there is none."""
+    wanted = os.path.join(os.path.realpath(os.path.dirname(mountpoint)), os.path.basename(mountpoint))
+    kinds = [mount.kind for mount in _mounts() if mount.path == wanted]
+    return kinds[-1] if kinds else None
 
 
 def trees() -> list[tuple[str, str]]:
     """The mounted trees that this process sees: what is served, and where."""
-    found = []
-    with open("/proc/self/mountinfo", "rb") as lines:
-        for line in lines:
-            before, _, after = line.partition(b" - ")
-            root, path = (_unescaped(field) for field in before.split(b" ")[3:5])
-            kind, source = after.split(b" ")[:2]
-            if os.fsdecode(kind) == FSTYPE and root == b"/":
-                found.append((os.fsdecode(_unescaped(source)), os.fsdecode(path)))
-    return found
+    return [(mount.source, mount.path) for mount in _mounts() if mount.is_tree]
 
 
-def _unescaped(field: bytes) -> bytes:
-    return re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), field)
+def tree_above(path: str) -> str | None:
+    """Where the tree is mounted that a path (a real one, without links) lies in; None when it lies in none. What only
+    looks like a tree is none, and neither is a part of one that is mounted elsewhere."""
+    topmost = {mount.path: mount.is_tree for mount in _mounts()}
+    while not topmost.get(path):
+        if path == os.path.dirname(path):
+            return None
+        path = os.path.dirname(path)
+    return path
+
+
+def _unescaped(field: bytes) -> str:
+    return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), field))
 
 
 def is_dead(mountpoint: str) -> bool:
@@ -61,6 +82,8 @@ def unmount(mountpoint: str, *, lazy: bool = False) -> None:
             kind = Busy if failure.errno == errno.EBUSY else MountError
             raise kind(f"{mountpoint} can't be unmounted: {os.strerror(failure.errno or 0)}") from None
         return
+    import subprocess  # here: a client that only looks where trees are has no time for it
+
     command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", mountpoint]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

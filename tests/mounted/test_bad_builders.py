@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from mounted_tree import Mounted, until
+from mounted_tree import Mounted, plant_socket, until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users, limits a filesystem's size")
 
@@ -32,7 +32,7 @@ def configured(tree: Mounted, folder: Path, script: str, more: str = "") -> Moun
 def built(tree: Mounted, ident: str) -> str:
     """Have it built; how it has ended."""
     (tree / f"builds/sh+{ident}").mkdir()
-    (tree / f".zfsfs/wait/{ident}").read_bytes()
+    subprocess.run(["cat", tree / ".zfsfs/wait" / ident.partition("@")[0]], stdout=-3, check=True, timeout=60)
     return tree.events("builder-ended")[-1]
 
 
@@ -89,6 +89,21 @@ def test_a_fork_bomb(unmounted, folder, how):
     assert built(unmounted, "bomb").startswith("builder sh on bomb has failed: ")
     assert of_user(NOBODY) == []
     clean(unmounted)
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "file"])
+def test_what_a_base_says_of_a_daemon_is_not_looked_at(unmounted, folder, kind):
+    secret = folder / "secret"
+    secret.write_text("secret\n" * 100)
+    tree = configured(unmounted, folder, "stat -fc %T .", "native = true\ntime-limit = 10")
+    base = tree / "builds/base"
+    base.mkdir()
+    plant_socket(base, kind, secret)
+    base.rename(tree / "results/base")
+    assert built(tree, "one@base") == "builder sh on one has succeeded"
+    assert "fuse" not in (tree / ".zfsfs/log/one").read_text()
+    assert "secret" not in (tree / ".zfsfs/events").read_text()
+    clean(tree)
 
 
 SANDBOXES = {

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from errnos import failing
-from mounted_tree import until, zfsfs
+from mounted_tree import plant_socket, until, zfsfs
 
 ZFS = bool(os.environ.get("ZFSFS_TEST_POOL"))
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="mounts, or becomes another user")
@@ -149,6 +149,18 @@ def test_within_itself_it_is_native_already(tree, build):
     inner = [sys.executable, "-m", "zfsfs", "exec", build, "--", "sh", "-c", f"grep -c {build} /proc/self/mountinfo"]
     done = run(build, "--", *inner)
     assert (done.stdout, done.stderr) == ("1\n", "")
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "file"])
+def test_what_a_build_says_of_a_daemon_is_not_looked_at(tree, build, tmp_path, target, kind):
+    (tmp_path / "secret").write_text("secret\n" * 100)
+    plant_socket(build, kind, tmp_path / "secret")
+    done = run(build, "--", "cat", build / "file")
+    assert (done.stdout, done.stderr) == ("through the tree", "")
+    if os.geteuid() == 0:
+        # A part of a tree is none: it may be anybody's.
+        subprocess.run(["mount", "--bind", build, target], check=True)
+        assert run(target, "--", "true").stderr == f"zfsfs: {target} is in no zfsfs\n"
 
 
 # Who holds it.

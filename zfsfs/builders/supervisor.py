@@ -43,8 +43,8 @@ _PIPE = 1 << 18
 class Job:
     """What to run: `user` is uid, gid and groups, None for whom the daemon is; times in seconds; `log` is an
     inherited descriptor of an empty file; `cgroup` is a group of its own; `native` are directories of the tree that
-    the command gets natively, in a mount namespace of its own; `processes` is how many it may be, all it starts
-    included: of its group, or else of its user (who is root has no limit then)."""
+    the command gets natively, in a mount namespace of its own, by the daemon's `socket`; `processes` is how many it
+    may be, all it starts included: of its group, or else of its user (who is root has no limit then)."""
 
     command: list[str]
     directory: str
@@ -57,6 +57,7 @@ class Job:
     limits: dict[str, int] = field(default_factory=dict)
     cgroup: str | None = None
     native: list[str] = field(default_factory=list)
+    socket: str | None = None
     processes: int | None = None
 
 
@@ -81,16 +82,16 @@ class _Supervisor:
         self._job = job
         self._log = Writer(job.log, job.log_size)
         self._log_broken = ""
-        self._output = -1
+        self._output = self._failed = -1
         self._pid = -1
         self._ended = Ended()
         self._begun = time.monotonic()
 
     def run(self) -> Ended:
         self._start()
-        if self._pid > 0:
-            self._watch()
-            self._drain()
+        self._watch()
+        self._drain()
+        self._notice_failure()
         self._ended.duration = round(time.monotonic() - self._begun, 3)
         if self._log_broken and not self._ended.reason and self._ended.exit == 0:
             self._ended.reason = self._log_broken
@@ -98,7 +99,7 @@ class _Supervisor:
 
     def _start(self) -> None:
         self._output, output = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        failed, failing = os.pipe2(os.O_CLOEXEC)
+        self._failed, failing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         with suppress(OSError):
             fcntl.fcntl(self._output, fcntl.F_SETPIPE_SZ, _PIPE)
         self._pid = os.fork()
@@ -106,13 +107,14 @@ class _Supervisor:
             self._become(output, failing)
         os.close(output)
         os.close(failing)
-        with os.fdopen(failed, "rb") as file:
-            text = file.read()
-        if text:
-            os.waitpid(self._pid, 0)
-            self._pid = -1
-            self._ended.reason = text.decode("utf-8", "replace")
-            self._ended.exit = 127
+
+    def _notice_failure(self) -> None:
+        """What kept the command from being started. Only now: until it is, it may wait for others, and is watched."""
+        with suppress(BlockingIOError):
+            text = os.read(self._failed, _CHUNK)
+            if text and not self._ended.reason:
+                self._ended.reason = text.decode("utf-8", "replace")
+                self._ended.exit = 127
 
     def _become(self, output: int, failing: int) -> NoReturn:
         job = self._job
@@ -131,7 +133,8 @@ class _Supervisor:
                 number = getattr(resource, f"RLIMIT_{name.upper()}")
                 resource.setrlimit(number, (value, value))
             if job.native:
-                with Natives(job.native) as natives:
+                # What the directories themselves say of a daemon, anybody may have written.
+                with Natives(job.native, socket=job.socket) as natives:
                     natives.enter()
             os.umask(0o022)
             if job.user is not None:

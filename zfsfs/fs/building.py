@@ -65,13 +65,14 @@ class Run:
 
 
 class Builders:
-    """See the module. `mountpoint` is where the daemon's own requests go."""
+    """See the module. `mountpoint` is where the daemon's own requests go, `socket` where its clients find it."""
 
     def __init__(
         self,
         tree: Tree,
         builders: Mapping[str, Builder],
         mountpoint: str,
+        socket: str,
         ends: Ends,
         logs: Logs,
         records: Records,
@@ -81,6 +82,7 @@ class Builders:
         self._tree = tree
         self._builders = builders
         self._mountpoint = mountpoint
+        self._socket = socket
         self._ends = ends
         self._logs = logs
         self._records = records
@@ -161,7 +163,7 @@ class Builders:
                 command=self._command(run), directory=self._path(place.path()), environment=environment,
                 log=fd, log_size=builder.log_size, user=_identity(run.user), time_limit=builder.time_limit,
                 grace=builder.kill_grace, limits=dict(builder.limits), processes=builder.max_processes,
-                native=[self._path(path) for path in self._native(run, opened)],
+                native=[self._path(path) for path in self._native(run, opened)], socket=self._socket,
             )  # fmt: skip
             self._tree.store.events.append(
                 "builder-started", str(ident), f"builder {place.name.builder} works on {ident}"

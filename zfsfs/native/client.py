@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import stat
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from types import TracebackType
@@ -17,32 +18,56 @@ from types import TracebackType
 from zfsfs import syscalls
 from zfsfs.errors import Busy, MountError
 from zfsfs.handover import Native
+from zfsfs.mountpoint import tree_above
 from zfsfs.native import wire
 from zfsfs.native.mounts import Layer, Spot, attach, enter
 
+#: The most that the name of a socket may be, its end included; see unix(7).
+_NAME = 108
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def socket_of(path: str) -> str:
-    """The socket of the daemon whose tree a path lies in. Raises MountError."""
-    above = os.path.realpath(path)
-    while True:
-        with suppress(OSError), open(os.path.join(above, ".zfsfs", "socket"), encoding="utf-8") as file:
-            return file.read().removesuffix("\n")
-        if above == os.path.dirname(above):
-            raise MountError(f"{path} is in no zfsfs")
-        above = os.path.dirname(above)
+    """The socket of the daemon whose tree a path lies in. Raises MountError.
+
+    Only the tree's own root is looked at: in a build anybody could have made what looks the same.
+    """
+    root = tree_above(os.path.realpath(path))
+    if root is None:
+        raise MountError(f"{path} is in no zfsfs")
+    return _named_in(root)
+
+
+def _named_in(root: str) -> str:
+    """The socket that a tree names in its root. What the file says shows in no error, whatever it is."""
+    place = os.path.join(root, ".zfsfs", "socket")
+    try:
+        fd = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            text = os.read(fd, _NAME) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+        finally:
+            os.close(fd)
+    except OSError as failure:
+        raise MountError(f"{place} can't be read: {os.strerror(failure.errno or 0)}") from None
+    name = os.fsdecode(text.removesuffix(b"\n"))
+    if not text.endswith(b"\n") or not os.path.isabs(name) or not name.isprintable():
+        raise MountError(f"{place} names no socket")
+    return name
 
 
 class Natives:
     """Datasets to be mounted, from their paths in trees. A context manager: at its end the daemon is told that what
-    had to be mounted is. Raises what the daemon refuses, OSError for a path that can't be opened."""
+    had to be mounted is. `socket` is the daemon's, from who knows it; else it is looked for. Raises what the daemon
+    refuses, OSError for a path that can't be opened."""
 
-    def __init__(self, paths: Sequence[str], *, read_only: bool = False, users: int = -1) -> None:
+    def __init__(
+        self, paths: Sequence[str], *, read_only: bool = False, users: int = -1, socket: str | None = None
+    ) -> None:
         self._stack = ExitStack()
         self._asked: dict[str, tuple[wire.Connection, list[int]]] = {}
         self._read_only = read_only
         self._users = users
+        self._place = socket
         self.layers: list[Layer] = []
         with self._stack:
             self._open(paths)
@@ -60,7 +85,7 @@ class Natives:
             if spot.identity in seen:
                 continue
             seen.add(spot.identity)
-            place = socket_of(path)
+            place = self._place or socket_of(path)
             if place not in self._asked:
                 connection = wire.Connection(place)
                 self._stack.callback(connection.close)

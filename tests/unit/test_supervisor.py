@@ -1,0 +1,85 @@
+"""The program between the daemon and a builder's command, by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zfsfs.builders import supervisor
+from zfsfs.builders.log import View, tail
+
+
+class Supervised:
+    """A supervisor that has got its job, and what came after it at the same time."""
+
+    def __init__(self, folder: Path, *command: str, then: bytes = b"", **more: object) -> None:
+        self.log = os.open(folder / "log", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC)
+        job = {
+            "command": command, "directory": str(folder), "environment": {"PATH": os.environ["PATH"]},
+            "log": self.log, "log_size": 4096, "grace": 0.0, **more,
+        }  # fmt: skip
+        program = [sys.executable, "-I", supervisor.__file__]
+        self._process = subprocess.Popen(
+            program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[self.log], start_new_session=True
+        )
+        self.tell(json.dumps(job).encode() + b"\n" + then)
+
+    def tell(self, data: bytes) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(data)
+        self._process.stdin.flush()
+
+    def ended(self) -> dict[str, Any]:
+        """How it has ended; its input stays open as long."""
+        try:
+            assert self._process.stdout is not None
+            self._process.wait(timeout=30)
+            found: dict[str, Any] = json.loads(self._process.stdout.read())
+            return found
+        finally:
+            self._process.kill()
+            self._process.communicate()
+
+    def printed(self) -> bytes:
+        """The log, which is read only once."""
+        with os.fdopen(self.log, "rb") as file:
+            return tail(View(file.fileno()), 4096)
+
+
+@pytest.fixture
+def silent(tmp_path: Path) -> Iterator[socket.socket]:
+    """The socket of a daemon that takes a request and answers nothing, in `tmp_path`."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        listening.listen()
+        listening.settimeout(30)
+        yield listening
+
+
+def test_the_time_limit_holds_before_the_command_has_started(tmp_path, silent):
+    run = Supervised(tmp_path, "true", native=[str(tmp_path)], socket=silent.getsockname(), time_limit=0.2)
+    assert run.ended()["reason"] == "time limit"
+
+
+def test_it_can_be_cancelled_before_the_command_has_started(tmp_path, silent):
+    run = Supervised(tmp_path, "true", native=[str(tmp_path)], socket=silent.getsockname())
+    client, _ = silent.accept()
+    run.tell(b"cancel\n")
+    assert run.ended()["reason"] == "cancelled"
+    client.close()
+
+
+def test_what_can_not_be_started_is_said(tmp_path):
+    ended = Supervised(tmp_path, "no-such-command").ended()
+    assert (ended["exit"], ended["reason"]) == (127, "no-such-command can't be started: No such file or directory")
+    ended = Supervised(tmp_path, "true", native=[str(tmp_path)], socket=str(tmp_path / "none")).ended()
+    assert ended["exit"] == 127
+    assert ended["reason"].endswith("none: No such file or directory")

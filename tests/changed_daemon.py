@@ -2,8 +2,9 @@
 
 HOW is `alone` (pyfuse3 answers every request), `gathered` (the kernel reads and writes nothing by itself), `older`
 (its status says less), `full` (nothing moves from group to group as long as GATE/full exists), `ungrouped` (it makes
-no control groups), `spares` (clones are kept ready on directories, too), `grouped` (nothing is changed), or a call
-that stops, once, when GATE/armed is there: it removes that, says so in the fifo GATE/entered and waits for GATE/go.
+no control groups), `spares` (clones are kept ready on directories, too), `grouped` (nothing is changed),
+`illegible` (no log can be read, in a way that nobody expects), or a call that stops, once, when GATE/armed is there:
+it removes that, says so in the fifo GATE/entered and waits for GATE/go.
 """
 
 from __future__ import annotations
@@ -68,6 +69,8 @@ def change(how: str, gate: Path) -> None:
         DirectoryDriver.cheap_clones = True
     elif how == "ungrouped":
         cgroups.make = lambda name, processes=None: None
+    elif how == "illegible":
+        zfsfs.fs.logs.tail = lambda view, size: 1 // 0
     elif how != "grouped":
         assert how in CALLS
         setattr(os, how, stopping(getattr(os, how), gate))

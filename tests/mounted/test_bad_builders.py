@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -104,6 +105,30 @@ def test_what_a_base_says_of_a_daemon_is_not_looked_at(unmounted, folder, kind):
     assert "fuse" not in (tree / ".zfsfs/log/one").read_text()
     assert "secret" not in (tree / ".zfsfs/events").read_text()
     clean(tree)
+
+
+@pytest.mark.parametrize("native", ["true", "false"])
+def test_a_command_has_no_descriptor_but_its_input_and_output(unmounted, folder, native):
+    tree = configured(unmounted, folder, "exec ls /proc/self/fd", f"native = {native}")
+    assert built(tree, "one") == "builder sh on one has succeeded"
+    assert (tree / ".zfsfs/log/one").read_text().split() == ["0", "1", "2", "3"]  # 3: what ls reads
+    (tree / "results/one").rmdir()
+    clean(tree)
+
+
+def test_what_nobody_expects_of_one_build_ends_that_and_not_the_daemon(unmounted, folder):
+    unmounted.mount_changed("illegible", folder, "--config", configuration(folder, "echo one"))
+    (unmounted / "builds/sh+one").mkdir()
+    line = json.loads(
+        subprocess.run(["cat", unmounted / ".zfsfs/wait/one"], stdout=-1, check=True, timeout=60).stdout
+    )
+    assert (line["outcome"], line["builder"]) == ("failed", "sh")
+    assert "ZeroDivisionError" in line["reason"]
+    assert any("ZeroDivisionError" in text for text in unmounted.events("warning"))
+    clean(unmounted)
+    unmounted.umount()
+    assert "ZeroDivisionError" in unmounted.log.read_text()
+    unmounted.log.unlink()  # nothing but that may be in it, elsewhere
 
 
 SANDBOXES = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 
 import pytest
@@ -59,4 +60,8 @@ def test_what_is_no_log(tmp_path):
     fd = opened(tmp_path / "log")
     with pytest.raises(ValueError, match="no log"):
         View(fd)
+    for head, ring in ((0, 4), (4, 0)):  # nothing could be found in it
+        os.pwrite(fd, struct.pack("<8sQQQQ", b"zfslog1\n", head, ring, 9, 9), 0)
+        with pytest.raises(ValueError, match="no log"):
+            View(fd)
     os.close(fd)

@@ -64,6 +64,8 @@ class View:
         if len(header) < _HEADER.size or not header.startswith(_MAGIC):
             raise ValueError("this is no log")
         _, self._head, self._ring, _, _ = _HEADER.unpack(header)
+        if self._head < 1 or self._ring < 1:
+            raise ValueError("this is no log")
 
     def _counts(self) -> tuple[int, int]:
         reserved, total = _COUNTS.unpack(os.pread(self._fd, _COUNTS.size, _COUNTS_AT))

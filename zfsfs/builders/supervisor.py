@@ -4,6 +4,7 @@ that nothing of it is left.
 Guarantees
 - Whatever the command has started is ended before this process ends, wherever it hides: descendants whose parents
   died become our children (PR_SET_CHILD_SUBREAPER), and where there is a control group it is killed as a whole.
+- The command has no descriptor but its standard input, output and error.
 - The end of the daemon is the end of the command: standard input is a pipe that only the daemon holds open.
 
 Standard input: a line of JSON (`Job`), then `cancel` at any time. Standard output: a line of JSON (`Ended`).
@@ -272,6 +273,7 @@ def _main() -> None:
             return
         line += piece
     job = Job(**json.loads(line))
+    os.set_inheritable(job.log, False)  # the command prints to us, and writes nothing there by itself
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's: the daemon decides
     syscalls.adopt_orphans()
     try:

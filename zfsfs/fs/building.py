@@ -4,6 +4,7 @@ Guarantees
 - A build ends by the same verbs that a person would use: its builder's success is a rename to results/ID and its
   failure a rmdir, through the mount. So every name in the kernel is right and inotify tells of both.
 - Nothing of a builder runs any more when its build has ended.
+- Whatever goes wrong with one build is said of it, and ends it alone.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from zfsfs.fs.places import BuildPlace
 from zfsfs.fs.quiet import abandoned
 from zfsfs.fs.tree import BUILDS, Tree
 from zfsfs.fs.waiting import Ends
-from zfsfs.names import SessionName
+from zfsfs.names import BuildId, SessionName
 from zfsfs.store import FailedInfo
 from zfsfs.threads import in_thread
 
@@ -121,19 +122,28 @@ class Builders:
         place = _place(run.area)
         ident = place.name.id
         try:
-            run.ended = await self._work(run, owner)
-            self._tell(run)
+            try:
+                run.ended = await self._work(run, owner)
+                self._tell(run)
+            except Exception as failure:
+                # Whatever it is: it ends this build, and not the daemon with all others.
+                self._complain(ident, f"its builder failed in a way that nobody expected: {failure!r}")
+                run.ended = Ended(reason=f"the daemon has failed: {failure!r}")
+                self._ends.details[ident] = self._line(run)
             with trio.CancelScope(shield=True):
                 await self._finish(run)
-        except (ZfsfsError, OSError) as failure:
-            log.exception("build %s could not be ended", ident)
-            self._tree.store.events.append("warning", str(ident), f"build {ident} could not be ended: {failure}")
+        except Exception as failure:
+            self._complain(ident, f"it could not be ended: {failure}")
         finally:
             self._ends.details.pop(ident, None)
             self._runs.discard(run)
             if not self._runs:
                 self._idle.set()
                 self._idle = trio.Event()
+
+    def _complain(self, ident: BuildId, text: str) -> None:
+        log.exception("build %s: %s", ident, text)
+        self._tree.store.events.append("warning", str(ident), f"build {ident}: {text}")
 
     async def _work(self, run: Run, owner: tuple[int, int]) -> Ended:
         place, builder = _place(run.area), run.builder
@@ -274,16 +284,22 @@ class Builders:
             how = f"has failed: {ended.reason}"
         else:
             how = f"has failed: signal {ended.signal}" if ended.signal else f"has failed: exit code {ended.exit}"
-        line: dict[str, Any] = {
-            "builder": builder, "exit": ended.exit, "signal": ended.signal, "reason": ended.reason,
-            "duration": ended.duration,
-        }  # fmt: skip
-        if not ended.success:
-            line["outcome"] = "cancelled" if ended.reason == "cancelled" else "failed"
-        self._ends.details[ident] = line
+        line = self._ends.details[ident] = self._line(run)
         shown = self._logs.tail(ident, 1000).decode("utf-8", "replace")
         run.facts = {**{key: value for key, value in line.items() if key != "outcome"}, "log": shown}
         self._tree.store.events.append("builder-ended", str(ident), f"builder {builder} on {ident} {how}")
+
+    @staticmethod
+    def _line(run: Run) -> dict[str, Any]:
+        ended = run.ended
+        assert ended is not None
+        line: dict[str, Any] = {
+            "builder": _place(run.area).name.builder, "exit": ended.exit, "signal": ended.signal,
+            "reason": ended.reason, "duration": ended.duration,
+        }  # fmt: skip
+        if not ended.success:
+            line["outcome"] = "cancelled" if ended.reason == "cancelled" else "failed"
+        return line
 
     async def _finish(self, run: Run) -> None:
         place = _place(run.area)

@@ -33,8 +33,13 @@ def configured(tree: Mounted, folder: Path, script: str, more: str = "") -> Moun
 def built(tree: Mounted, ident: str) -> str:
     """Have it built; how it has ended."""
     (tree / f"builds/sh+{ident}").mkdir()
-    subprocess.run(["cat", tree / ".zfsfs/wait" / ident.partition("@")[0]], stdout=-3, check=True, timeout=60)
+    ended(tree, ident.partition("@")[0])
     return tree.events("builder-ended")[-1]
+
+
+def ended(tree: Mounted, ident: str) -> dict:
+    """How a build has ended, once it has."""
+    return json.loads(subprocess.run(["cat", tree / ".zfsfs/wait" / ident], stdout=-1, check=True, timeout=60).stdout)
 
 
 def of_user(uid: int) -> list[int]:
@@ -119,9 +124,7 @@ def test_a_command_has_no_descriptor_but_its_input_and_output(unmounted, folder,
 def test_what_nobody_expects_of_one_build_ends_that_and_not_the_daemon(unmounted, folder):
     unmounted.mount_changed("illegible", folder, "--config", configuration(folder, "echo one"))
     (unmounted / "builds/sh+one").mkdir()
-    line = json.loads(
-        subprocess.run(["cat", unmounted / ".zfsfs/wait/one"], stdout=-1, check=True, timeout=60).stdout
-    )
+    line = ended(unmounted, "one")
     assert (line["outcome"], line["builder"]) == ("failed", "sh")
     assert "ZeroDivisionError" in line["reason"]
     assert any("ZeroDivisionError" in text for text in unmounted.events("warning"))
@@ -164,19 +167,34 @@ def test_a_sandbox_by_configuration(unmounted, folder, sandbox):
     clean(tree)
 
 
-@pytest.mark.parametrize("how", ["grouped", "ungrouped"])
-def test_what_a_daemon_and_its_supervisors_left_running_is_ended_by_the_next(unmounted, folder, how):
+def hiding(tree: Mounted, folder: Path, how: str) -> tuple[int, Path]:
+    """A builder at work whose command has started what is not a child of anybody's, in a session of its own: the
+    supervisor, and what hides in /proc."""
     folder.chmod(0o777)
     pid = folder / "pid"
-    # Not a child of anybody's, in a session of its own.
     config = configuration(folder, f"(setsid sh -c 'echo $$ >{pid}; exec sleep 1000' &); exec sleep 1000")
-    unmounted.mount_changed(how, folder, "--config", config)
-    (unmounted / "builds/sh+one").mkdir()
+    tree.mount_changed(how, folder, "--config", config)
+    (tree / "builds/sh+one").mkdir()
     hidden = Path("/proc") / until(lambda: pid.exists() and pid.read_text().strip())
-    daemon = unmounted.pid
-    tasks = Path(f"/proc/{daemon}/task").iterdir()
+    tasks = Path(f"/proc/{tree.pid}/task").iterdir()
     children = [child for each in tasks for child in (each / "children").read_text().split()]
     (supervisor,) = [int(each) for each in children if b"supervisor" in Path(f"/proc/{each}/cmdline").read_bytes()]
+    return supervisor, hidden
+
+
+@pytest.mark.parametrize("how", ["grouped", "ungrouped"])
+def test_what_a_supervisor_that_was_killed_left_running_is_ended(unmounted, folder, how):
+    supervisor, hidden = hiding(unmounted, folder, how)
+    os.kill(supervisor, signal.SIGKILL)
+    assert ended(unmounted, "one")["reason"] == "its supervisor was killed"
+    assert not (hidden / "exe").exists()
+    clean(unmounted)
+
+
+@pytest.mark.parametrize("how", ["grouped", "ungrouped"])
+def test_what_a_daemon_and_its_supervisors_left_running_is_ended_by_the_next(unmounted, folder, how):
+    supervisor, hidden = hiding(unmounted, folder, how)
+    daemon = unmounted.pid
     os.kill(daemon, signal.SIGSTOP)  # so that it can't see to it
     os.kill(supervisor, signal.SIGKILL)
     os.kill(daemon, signal.SIGKILL)

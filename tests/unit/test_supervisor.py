@@ -77,6 +77,12 @@ def test_it_can_be_cancelled_before_the_command_has_started(tmp_path, silent):
     client.close()
 
 
+def test_a_cancel_that_is_there_at_once_starts_nothing(tmp_path):
+    run = Supervised(tmp_path, "touch", "made", then=b"cancel\n")
+    assert run.ended() == {"exit": None, "signal": None, "reason": "cancelled", "duration": 0.0}
+    assert os.listdir(tmp_path) == ["log"]
+
+
 def test_what_can_not_be_started_is_said(tmp_path):
     ended = Supervised(tmp_path, "no-such-command").ended()
     assert (ended["exit"], ended["reason"]) == (127, "no-such-command can't be started: No such file or directory")

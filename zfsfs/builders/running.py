@@ -4,7 +4,7 @@ that died left running.
 Guarantees: `supervise` returns when nothing of the command is left, whatever ended it. A record of what runs lies
 in the store while it does, so the next daemon finds and ends what this one could not: a supervisor that is at it, the
 control group, and whatever has the record's mark in its environment. (Without control groups, what has thrown that
-away gets away if the supervisor was killed with its daemon.)
+away gets away if the supervisor was killed.)
 """
 
 from __future__ import annotations
@@ -125,24 +125,27 @@ async def supervise(
     except OSError as failure:
         _forget(job)
         return Ended(reason=f"{job.command[0]} can't be started: {failure}")
-    ended = Ended(reason="its supervisor was killed")
+    ended, unanswered = None, "its supervisor was killed"
     with trio.CancelScope(shield=True):
         try:
             records.add(name, process.pid, job)
             begins(process.pid)
             ended = await _until_ended(process, job, cancelled)
         except (OSError, trio.BrokenResourceError, ValueError) as failure:
-            ended = Ended(reason=f"it could not be supervised: {failure}", duration=time.monotonic() - begun)
+            unanswered = f"it could not be supervised: {failure}"
         finally:
             assert process.stdin is not None
             await process.stdin.aclose()  # with it the supervisor ends, if it has not yet
             await process.wait()
             await in_thread(_forget, job)
+            if ended is None:  # and so may not have ended what it started
+                await in_thread(_end_marked, job.environment[_MARK])
             records.remove(name)
-    return ended
+    return ended or Ended(reason=unanswered, duration=round(time.monotonic() - begun, 3))
 
 
-async def _until_ended(process: trio.Process, job: Job, cancelled: trio.Event) -> Ended:
+async def _until_ended(process: trio.Process, job: Job, cancelled: trio.Event) -> Ended | None:
+    """What the supervisor answers; None when it was killed before."""
     stdin, stdout = process.stdin, process.stdout
     assert stdin is not None
     assert stdout is not None
@@ -159,9 +162,7 @@ async def _until_ended(process: trio.Process, job: Job, cancelled: trio.Event) -
         async for data in stdout:
             answer += data
         nursery.cancel_scope.cancel()
-    if not answer:
-        return Ended(reason="its supervisor was killed")
-    return Ended(**json.loads(answer))
+    return Ended(**json.loads(answer)) if answer else None
 
 
 def _forget(job: Job) -> None:

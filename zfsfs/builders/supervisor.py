@@ -7,7 +7,8 @@ Guarantees
 - The command has no descriptor but its standard input, output and error.
 - The end of the daemon is the end of the command: standard input is a pipe that only the daemon holds open.
 
-Standard input: a line of JSON (`Job`), then `cancel` at any time. Standard output: a line of JSON (`Ended`).
+Standard input: a line of JSON (`Job`), then `cancel` at any time, which may be at once. Standard output: a line of
+JSON (`Ended`).
 """
 
 from __future__ import annotations
@@ -266,22 +267,26 @@ class _Supervisor:
 
 
 def _main() -> None:
-    line = b""
-    while not line.endswith(b"\n"):
+    text = b""
+    while b"\n" not in text:
         piece = os.read(0, 1 << 20)
         if not piece:
             return
-        line += piece
-    job = Job(**json.loads(line))
+        text += piece
+    line, _, cancelled = text.partition(b"\n")
+    ended = Ended(reason="cancelled") if cancelled else _supervised(Job(**json.loads(line)))
+    with suppress(BrokenPipeError):
+        os.write(1, json.dumps(dataclasses.asdict(ended)).encode() + b"\n")
+
+
+def _supervised(job: Job) -> Ended:
     os.set_inheritable(job.log, False)  # the command prints to us, and writes nothing there by itself
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's: the daemon decides
     syscalls.adopt_orphans()
     try:
-        ended = _Supervisor(job).run()
+        return _Supervisor(job).run()
     except OSError as failure:
-        ended = Ended(reason=f"it could not be supervised: {failure}")
-    with suppress(BrokenPipeError):
-        os.write(1, json.dumps(dataclasses.asdict(ended)).encode() + b"\n")
+        return Ended(reason=f"it could not be supervised: {failure}")
 
 
 if __name__ == "__main__":

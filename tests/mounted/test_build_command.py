@@ -65,6 +65,79 @@ def test_an_interrupted_build_is_discarded(tree, way, number):
     nothing_left(tree)
 
 
+def changed(tree, change, *words, options=()):
+    """The same by a program in which something is changed, `b` being its module; what it said on standard error."""
+    program = f"import os, time, zfsfs.cli.building as b\n{change}\nfrom zfsfs.cli import main\nmain()"
+    command = [sys.executable, "-c", program, "build", *options, tree.path, "one", "--", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return done.returncode, done.stderr
+
+
+#: The daemon takes its time, and meanwhile a signal comes.
+INTERRUPTED_BEFORE = """
+from zfsfs.cli import output
+class Output(output.Output):
+    def __init__(self, build):
+        super().__init__(build)
+        os.kill(os.getpid(), 15)
+output.Output = Output
+"""
+#: It comes while somebody holds the build who keeps it from being published.
+INTERRUPTED_AFTER = """
+class Time:
+    monotonic = time.monotonic
+    def sleep(seconds):
+        b.PATIENCE = 0
+        os.kill(os.getpid(), 15)
+b.time = Time
+"""
+
+
+def test_a_signal_that_comes_before_the_command_is_started_keeps_it_from_that(tree, way, tmp_path):
+    code, err = changed(tree, INTERRUPTED_BEFORE, "touch", tmp_path / "made", options=way)
+    assert (code, err.splitlines()[1:]) == (143, ["zfsfs: build one was interrupted by SIGTERM, and is discarded"])
+    assert not (tmp_path / "made").exists()
+    nothing_left(tree)
+
+
+def test_a_signal_that_comes_while_it_is_published_ends_that(tree):
+    script = "setsid sleep 30 <&- >&- 2>&- & echo $! >pid"
+    code, err = changed(tree, INTERRUPTED_AFTER, "sh", "-c", script, options=["--native"])
+    assert code == 143
+    assert "build one was interrupted by SIGTERM, and is still there" in err
+    assert err.count("\n") == 2
+    os.kill(int((tree / "builds/one/pid").read_text()), signal.SIGKILL)
+    until(lambda: not tree.status()["native"])
+    os.rmdir(tree / "builds/one")
+
+
+@pytest.mark.parametrize("code", [0, 7])
+def test_what_has_got_the_name_of_a_build_that_was_removed_is_left_alone(tree, tmp_path, code):
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    command = [sys.executable, "-m", "zfsfs", "build", tree.path, "one", "--"]
+    command += ["sh", "-c", f"echo in; read line <{gate}; exit {code}"]
+    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        os.rmdir(tree / "builds/one")
+        os.mkdir(tree / "builds/one")
+        (tree / "builds/one/file").touch()
+        gate.write_text("go on\n")
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == (code or 125)
+    assert "it has been removed already" in err
+    assert err.count("\n") == 2
+    assert (tree / "builds/one/file").exists()
+    assert os.listdir(tree / "results") == []
+    os.rmdir(tree / "builds/one")
+
+
+def test_the_command_has_no_descriptor_but_its_input_and_output(tree, way):
+    out, _ = build(tree, "one", "ls", "/proc/self/fd", options=way)
+    assert out.split() == ["0", "1", "2", "3"]  # 3: what ls reads
+
+
 def test_caches_are_held_and_published(tree, way):
     (tree / "caches/cc").mkdir()
     use = [*way, "--cache", "cc@job:CC_DIR"]

@@ -87,7 +87,7 @@ def _build(options: argparse.Namespace) -> NoReturn:
 
 class _Run:
     """One build. Guarantees: its directory is published or gone at the end, unless somebody holds it (which is then
-    said) or this process is killed."""
+    said) or this process is killed. What has its name when somebody has removed it is left alone."""
 
     def __init__(self, mountpoint: str, ident: str, base: str | None, caches: Sequence[CacheUse]) -> None:
         if mountpoints.mounted_type(mountpoint) != mountpoints.FSTYPE:
@@ -97,6 +97,7 @@ class _Run:
         self._base = base
         self._caches = caches
         self._folder = os.path.join(mountpoint, "builds", ident if base is None else f"{ident}@{base}")
+        self._made: os.stat_result | None = None
         self._child = -1  # its pidfd: it may have ended when a signal comes
         self._signals: list[int] = []
 
@@ -114,9 +115,9 @@ class _Run:
         said = b"no"
         self._say("is started")
         try:
+            self._remember()
             code = self._command(command, native=native)
-            if code == 0 and not self._signals:
-                self._publish()
+            if code == 0 and not self._signals and self._publish():
                 said = b"yes"
                 self._say(f"is published after {time.monotonic() - started:.1f} s")
                 return 0
@@ -132,6 +133,9 @@ class _Run:
         if self._signals:
             self._discard(f"was interrupted by {signal.Signals(self._signals[0]).name}")
             return 128 + self._signals[0]
+        if code == 0:
+            self._say("is not published: it has been removed already")
+            return FAILED
         self._discard(f"has failed with exit code {code} after {time.monotonic() - started:.1f} s")
         return code
 
@@ -149,6 +153,19 @@ class _Run:
         except FileNotFoundError:
             raise Missing(f"there is no result {self._base}") from None
 
+    def _remember(self) -> None:
+        # Never closed: as long as we have it, no other directory gets its inode number. It counts as no use of it.
+        self._made = os.fstat(os.open(self._folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+
+    def _is_there(self) -> bool:
+        """Whether what has the build's name is still what we have made."""
+        try:
+            return self._made is None or os.path.samestat(os.stat(self._folder), self._made)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True  # what is done to it then will tell
+
     # The command.
 
     def _interrupted(self, number: int, _frame: FrameType | None) -> None:
@@ -162,20 +179,33 @@ class _Run:
         if self._signals:
             return 1
         output = self._output()
+        try:
+            pid = self._start(command, output, native=native)
+            if pid == 0:
+                return 1
+            if output is not None:
+                output.attend(self._child)
+            _, status = os.waitpid(pid, 0)
+            code = os.waitstatus_to_exitcode(status)
+        finally:
+            if output is not None:
+                output.finish()
+        return 128 - code if code < 0 else code
+
+    def _start(self, command: Sequence[str], output: Output | None, *, native: bool) -> int:
+        """Returns its process id; 0 when a signal has come before it could be started."""
         # No signal may fall between fork and the child's own handlers.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        pid = os.fork()
-        if pid == 0:
-            self._become(command, before, output, native=native)
-        self._child = os.pidfd_open(pid)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if output is not None:
-            output.attend(self._child)
-        _, status = os.waitpid(pid, 0)
-        code = os.waitstatus_to_exitcode(status)
-        if output is not None:
-            output.finish()
-        return 128 - code if code < 0 else code
+        try:
+            if self._signals:  # while the daemon was asked
+                return 0
+            pid = os.fork()
+            if pid == 0:
+                self._become(command, before, output, native=native)
+            self._child = os.pidfd_open(pid)
+            return pid
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _output(self) -> Output | None:
         from zfsfs.cli.output import Output
@@ -222,23 +252,26 @@ class _Run:
 
     # The end.
 
-    def _publish(self) -> None:
+    def _publish(self) -> bool:
+        """False when a signal has come before that, or the build has been removed."""
         result = os.path.join(self._mountpoint, "results", self._ident)
         patience = time.monotonic() + PATIENCE
-        while not self._signals:
+        while not self._signals and self._is_there():
             try:
                 os.rename(self._folder, result)
-                return
+                return True
             except OSError as failure:
                 if failure.errno != errno.EBUSY or time.monotonic() > patience:
                     raise Busy(f"build {self._ident} can't be published: {failure.strerror}{self._who()}") from None
                 time.sleep(0.1)
-        raise KeyboardInterrupt
+        return False
 
     def _discard(self, why: str) -> None:
         patience = time.monotonic() + PATIENCE
         while True:
             try:
+                if not self._is_there():
+                    raise FileNotFoundError
                 os.rmdir(self._folder)
             except FileNotFoundError:
                 self._say(f"{why}; it has been removed already")

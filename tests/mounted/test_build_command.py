@@ -133,6 +133,13 @@ def test_what_has_got_the_name_of_a_build_that_was_removed_is_left_alone(tree, t
     os.rmdir(tree / "builds/one")
 
 
+def test_the_environment_is_the_callers_and_what_is_said_of_the_build(tree, way):
+    environment = {"PATH": os.environ["PATH"]}
+    out, _ = build(tree, "one", "env", options=way, env=environment)
+    environment |= {"ZFSFS_ID": "one", "ZFSFS_BASE": "", "ZFSFS_BUILD": f"{tree.path}/builds/one"}
+    assert sorted(out.splitlines()) == sorted(f"{name}={value}" for name, value in environment.items())
+
+
 def test_the_command_has_no_descriptor_but_its_input_and_output(tree, way):
     out, _ = build(tree, "one", "ls", "/proc/self/fd", options=way)
     assert out.split() == ["0", "1", "2", "3"]  # 3: what ls reads

@@ -102,7 +102,8 @@ def test_exit_codes_are_the_commands_own_and_those_of_env(build):
     assert run(build, "--", "sh", "-c", "kill -TERM $$").returncode == -signal.SIGTERM
     assert run(build, "--", "no-such-command").returncode == 127
     assert run(build, "--", build / "file").returncode == 126
-    for done in (run(build.parent, "--", "true"), run("/", "--", "true"), run("/nowhere", "--", "true")):
+    for words in ([build.parent], ["/"], ["/nowhere"], ["--cwd", "/nowhere", build]):
+        done = run(*words, "--", "true")
         assert (done.returncode, done.stderr.count("\n")) == (125, 1)
     assert run(build, "true").returncode == run("--", "true").returncode == run(build, "--").returncode == 2
 
@@ -114,6 +115,13 @@ def test_environment_input_and_working_directory_are_the_callers(build):
     assert done.stdout.split() == [f"{build}/sub"] * 2 + ["m", "typed", "file", "sub", "SigIgn:", "0" * 16]
     done = run("--cwd", build / "sub", build, "--", "touch", "here", cwd="/")
     assert (build / "sub/here").exists()
+
+
+@pytest.mark.parametrize("locale", [{}, {"LC_CTYPE": "C"}, {"LC_CTYPE": "C.UTF-8"}, {"LC_ALL": "C"}])
+def test_the_locale_is_the_callers_too(build, locale):
+    environment = {"PATH": os.environ["PATH"], **locale}
+    done = run(build, "--", "env", env=environment)
+    assert sorted(done.stdout.splitlines()) == sorted(f"{name}={value}" for name, value in environment.items())
 
 
 def test_signals_reach_the_command_itself(build):

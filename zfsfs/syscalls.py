@@ -175,8 +175,9 @@ def _fsconfig(context: int, command: int, key: bytes | None, value: bytes | None
     _check(result, "fsconfig", value)
 
 
-def clone_mount(fd: int) -> int:
-    """open_tree(2) with OPEN_TREE_CLONE: the directory `fd` as the root of a detached mount, as `detached_mount`."""
+def clone_mount(fd: int = _AT_FDCWD) -> int:
+    """open_tree(2) with OPEN_TREE_CLONE: the directory `fd`, or the working directory, as the root of a detached
+    mount, as `detached_mount`."""
     flags = ctypes.c_uint(_OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH)
     return _check(_libc.syscall(_SYS_OPEN_TREE, fd, b"", flags), "open_tree")
 

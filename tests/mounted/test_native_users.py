@@ -22,6 +22,27 @@ UID = 1
 USER = ["setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups", "env", "HOME=/"]
 PROGRAM = "import sys; sys.path[:0] = sys.argv.pop(1).split(':'); from zfsfs.cli import main; main()"
 
+#: As `zfsfs exec`, by somebody who becomes root of his user namespace, and may there what root may.
+AS_ROOT = """
+import os, sys
+sys.path[:0] = sys.argv.pop(1).split(':')
+from zfsfs import syscalls
+from zfsfs.native.client import Natives
+from zfsfs.native.mounts import attach
+path, kind, *command = sys.argv[1:]
+uid, gid = os.getuid(), os.getgid()
+with Natives([path], read_only=kind == "read-only") as natives:
+    syscalls.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS)
+    for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
+    syscalls.receive_mounts_only()
+    for layer in natives.layers:
+        attach(layer.native, layer.spot)
+os.chdir(path)
+os.execvp(command[0], command)
+"""
+
 
 @pytest.fixture(scope="module")
 def program() -> Iterator[list[str]]:
@@ -93,6 +114,28 @@ def test_what_one_may_not_write_is_not_native_for_him(tree, build, as_user):
     assert "Permission denied" in as_user("exec", other, "--", "true").stderr
     other.rmdir()
     assert tree.status()["native"] == []
+
+
+@zfs_only
+@pytest.mark.parametrize("kind", ["read-only", "result", "writable"])
+def test_a_user_clears_no_flags_of_what_he_gets(tree, build, program, kind):
+    """Whoever has something natively to read keeps nobody else from writing, so he may not come to write either."""
+    path, flags = build, ["ro,nosuid,dev", "ro,suid,nodev", "rw,nosuid,nodev"]
+    if kind == "result":
+        path = tree / "results/mine"
+        os.rename(build, path)
+    elif kind == "writable":
+        flags = ["rw,nosuid,dev", "rw,suid,nodev"]
+    tries = "; ".join(f"mount -o remount,bind,{each} . 2>/dev/null && echo {each}" for each in flags)
+    command = [*USER, *program[:2], AS_ROOT, program[3], str(path), kind]
+    done = subprocess.run(
+        [*command, "sh", "-c", f"cat file; {tries}; echo , written >>file; cat file"],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.stdout == ("minemine, written\n" if kind == "writable" else "minemine"), done.stderr
+    assert kind == "writable" or "Read-only file system" in done.stderr
+    until(lambda: not tree.status()["native"])
+    assert (path / "file").read_text() == done.stdout.removeprefix("mine")
 
 
 @pytest.mark.skipif(ZFS, reason="of directory stores")

@@ -15,10 +15,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from time import monotonic
 
 import trio
 
+from zfsfs.driver import Driver
 from zfsfs.errors import Busy, Refused
 from zfsfs.fs import unseen
 from zfsfs.fs.area import Area
@@ -30,6 +32,7 @@ from zfsfs.fs.quiet import DRAIN
 from zfsfs.fs.tree import Tree
 from zfsfs.handover import Native
 from zfsfs.names import Dataset, Snapshot, shown
+from zfsfs.native import locked
 from zfsfs.native.watching import Found, Where, look, where
 from zfsfs.native.wire import Peer
 from zfsfs.store.layout import SNAP
@@ -37,6 +40,8 @@ from zfsfs.threads import in_thread
 
 #: Seconds between two looks while nobody is known whose end would tell.
 PAUSE = 0.5
+#: Mounts that are locked at the same time, each by a process: who asks for many takes the processors from nobody.
+LOCKING = 2
 
 
 @dataclass(eq=False, slots=True)
@@ -80,6 +85,7 @@ class Natives:
         self._kernel = kernel
         self._held: dict[Area, Held] = {}
         self._freezing = trio.Lock()
+        self._locking = trio.CapacityLimiter(LOCKING)
         self._woken = trio.Event()
 
     # Taking.
@@ -98,18 +104,19 @@ class Natives:
         self._allow(area, peer, writable=writable)
         if area.gate is not None and writable and not read_only:
             self._tree.sessions.ruling.claim(area, peer.uid, peer.groups)
-        return await self.grant(area, read_only=read_only)
+        return await self._grant(area, read_only=read_only, lock=not trusted(peer.uid))
 
-    async def grant(self, area: Area, *, read_only: bool = False) -> Grant:
-        """Give out an area without asking who may. Raises and asks for what `hold` does, with `area` shown (it has a
-        view) and open."""
+    async def _grant(self, area: Area, *, read_only: bool, lock: bool) -> Grant:
+        """Give out an area, which is shown (it has a view) and open, without asking who may."""
         target, writable = self._target(area)
         writable = writable and not read_only
         held = await self._take(area, target, writable=writable)
         try:
             driver = self._tree.store.driver
             await self._tree.store.builds.naming.settle(area.place.dataset)
-            native = await in_thread(lambda: driver.native(target, writable=writable))
+            mount = partial(_locked, driver) if lock else driver.native
+            limiter = self._locking if lock else None
+            native = await in_thread(lambda: mount(target, writable=writable), limiter=limiter)
         except BaseException:
             self._untaken(held)
             raise
@@ -148,11 +155,11 @@ class Natives:
 
     def _allow(self, area: Area, peer: Peer, *, writable: bool) -> None:
         """That it could open the directory it has shown. What it may write beneath the files' own modes decide; but
-        only who may write can keep others from writing."""
-        if peer.uid in (0, os.geteuid()):
+        only who may write can keep others from writing. What of a mount is read-only stays so: see `_locked`."""
+        if trusted(peer.uid):
             return
         if not self._tree.store.driver.own_filesystems:
-            # A mount of a part of a filesystem can be made writable again by its owner (mount_namespaces(7)).
+            # A mount that is hidden from us keeps a dataset from being destroyed, but no directory.
             raise Refused("a directory store can be native for root and for the user who has mounted it only")
         if writable and not permits(area.fd, WRITE, peer.uid, peer.groups):
             raise Refused(f"{_name(area)} is not yours to write, so it can be read through the tree only")
@@ -284,6 +291,21 @@ class Natives:
     def _event(self, kind: str, held: Held, text: str) -> None:
         name = _name(held.area)
         self._tree.store.events.append(kind, name, f"{name} {text}")
+
+
+def trusted(uid: int) -> bool:
+    """Whether a user may do what the daemon may: root, and who has mounted the tree."""
+    return uid in (0, os.geteuid())
+
+
+def _locked(driver: Driver, target: Dataset | Snapshot, *, writable: bool) -> Native:
+    """As Driver.native, for a user who would clear the mount's flags where he can: what he has read-only for being
+    nobody's to write, or another's, he would write then."""
+    native = driver.native(target, writable=writable)
+    try:
+        return native._replace(fd=locked.lock(native.fd))
+    finally:
+        os.close(native.fd)
 
 
 def _name(area: Area) -> str:

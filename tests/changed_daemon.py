@@ -3,8 +3,9 @@
 HOW is `alone` (pyfuse3 answers every request), `gathered` (the kernel reads and writes nothing by itself), `older`
 (its status says less), `full` (nothing moves from group to group as long as GATE/full exists), `ungrouped` (it makes
 no control groups), `spares` (clones are kept ready on directories, too), `grouped` (nothing is changed),
-`illegible` (no log can be read, in a way that nobody expects), or a call that stops, once, when GATE/armed is there:
-it removes that, says so in the fifo GATE/entered and waits for GATE/go.
+`illegible` (no log can be read, in a way that nobody expects), `incurious` (it does not look by itself for who has
+something natively), or a call that stops, once, when GATE/armed is there: it removes that, says so in the fifo
+GATE/entered and waits for GATE/go.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def change(how: str, gate: Path) -> None:
     import zfsfs.daemon
     from zfsfs.builders import cgroups
     from zfsfs.directory.driver import DirectoryDriver
-    from zfsfs.fs import wire
+    from zfsfs.fs import natives, wire
     from zfsfs.zfs.driver import ZfsDriver
 
     if how == "alone":
@@ -67,6 +68,8 @@ def change(how: str, gate: Path) -> None:
             setattr(driver, how, stopping(getattr(driver, how), gate))
     elif how == "spares":
         DirectoryDriver.cheap_clones = True
+    elif how == "incurious":
+        natives.PAUSE = float("inf")
     elif how == "ungrouped":
         cgroups.make = lambda name, processes=None: None
     elif how == "illegible":

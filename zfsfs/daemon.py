@@ -52,7 +52,8 @@ from zfsfs.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
-#: Seconds that the kernel may take to write what it has gathered, and then the requests that are under way to end.
+#: Seconds that the kernel may take to write what it has gathered, then the requests that are under way to end, and
+#: then the look at who has something natively.
 _PATIENCE = 10.0
 
 
@@ -180,6 +181,9 @@ async def _mounted(
             # First builders, who use sessions; then these, for what they publish is what the mount has shown.
             await builders.close()
             await unlocked.close()
+            # What somebody has natively at the end is dropped; he may have gone since we looked.
+            with trio.move_on_after(_PATIENCE):
+                await natives.settle()
             files.notice()
             await tree.close()
             nursery.cancel_scope.cancel()

@@ -133,6 +133,27 @@ def test_sigkill_on_the_way_out_is_a_crash_like_any_other(tree, cache, moment):
     assert os.listdir(tree / "builds") == []
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts natively, which needs root")
+@pytest.mark.parametrize("end", ["SIGTERM", "umount"])
+def test_what_was_native_until_just_now_is_published(unmounted, tmp_path, end):
+    unmounted.mount_changed("incurious", tmp_path)
+    (unmounted / "caches/c").mkdir()
+    target = tmp_path / "target"
+    target.mkdir()
+    zfsfs("bind", unmounted / "caches/c", target)
+    # When `bind` has ended, it was looked for the last time.
+    until(lambda: str(target) in str(unmounted.status()["native"]))
+    (target / "file").write_text("native")
+    subprocess.run(["umount", target], check=True)
+    if end == "SIGTERM":
+        terminated(unmounted)
+    else:
+        with ending(unmounted):
+            subprocess.run(["umount", unmounted.path], check=True)
+    unmounted.mount()
+    assert (unmounted / "caches/c/file").read_text() == "native"
+
+
 def test_umount_waits_for_sessions_that_linger(unmounted):
     unmounted.mount(linger=1000.0)
     (unmounted / "caches/c").mkdir()

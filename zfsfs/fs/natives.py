@@ -87,6 +87,8 @@ class Natives:
         self._freezing = trio.Lock()
         self._locking = trio.CapacityLimiter(LOCKING)
         self._woken = trio.Event()
+        self._begun = self._ended = 0  # looks
+        self._looked = trio.Event()
 
     # Taking.
 
@@ -260,7 +262,18 @@ class Natives:
             with trio.move_on_after(PAUSE if alone else float("inf")):
                 await self._woken.wait()
             self._woken = trio.Event()
+            self._begun += 1
             await self._look()
+            self._ended = self._begun
+            self._looked.set()
+            self._looked = trio.Event()
+
+    async def settle(self) -> None:
+        """Wait until nothing is held that nobody had natively any more when this was called. Needs `run`."""
+        next_look = self._begun + 1  # one that is under way may have missed it
+        while self._held and self._ended < next_look:
+            self._wake()
+            await self._looked.wait()
 
     async def _look(self) -> None:
         turns = {each: each.turn for each in self._held.values()}

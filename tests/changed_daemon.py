@@ -4,8 +4,9 @@ HOW is `alone` (pyfuse3 answers every request), `gathered` (the kernel reads and
 (its status says less), `full` (nothing moves from group to group as long as GATE/full exists), `ungrouped` (it makes
 no control groups), `spares` (clones are kept ready on directories, too), `grouped` (nothing is changed),
 `illegible` (no log can be read, in a way that nobody expects), `incurious` (it does not look by itself for who has
-something natively), or a call that stops, once, when GATE/armed is there: it removes that, says so in the fifo
-GATE/entered and waits for GATE/go.
+something natively), `patient` (it waits for minutes until what is open is closed, and for seconds for requests), or a
+call that stops, once, when GATE/armed is there: it removes that, says so in the fifo GATE/entered and waits for
+GATE/go.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def change(how: str, gate: Path) -> None:
     import zfsfs.daemon
     from zfsfs.builders import cgroups
     from zfsfs.directory.driver import DirectoryDriver
-    from zfsfs.fs import natives, wire
+    from zfsfs.fs import door, natives, wire
     from zfsfs.zfs.driver import ZfsDriver
 
     if how == "alone":
@@ -70,6 +71,8 @@ def change(how: str, gate: Path) -> None:
         DirectoryDriver.cheap_clones = True
     elif how == "incurious":
         natives.PAUSE = float("inf")
+    elif how == "patient":
+        natives.DRAIN, door.PATIENCE = 600.0, 3.0
     elif how == "ungrouped":
         cgroups.make = lambda name, processes=None: None
     elif how == "illegible":

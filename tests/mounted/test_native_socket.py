@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import stat
+from contextlib import ExitStack, contextmanager
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,17 +16,22 @@ from mounted_tree import until
 
 from zfsfs.native.client import socket_of
 
+#: An ordinary user.
+UID = 12345
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+
 
 @pytest.fixture
 def path(tree):
     return socket_of(str(tree.path))
 
 
-def talk(path, data, descriptors=()):
+def talk(path, data, descriptors=(), user=None):
     """Send one packet; returns the answer, None when it was hung up on."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        with being(user):
+            sock.connect(path)  # not with a timeout: then it fails where others have not been accepted yet
         sock.settimeout(30)
-        sock.connect(path)
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         sock.sendmsg([data], rights)
         answer, ancillary, _, _ = sock.recvmsg(65536, socket.CMSG_SPACE(256))
@@ -115,27 +121,79 @@ def test_what_is_too_long_is_refused(tree, path):
         assert "no JSON" in sock.recv(65536).decode()
 
 
+@root_only
 def test_many_silent_connections_shut_nobody_out_but_their_own_user(tree, path):
-    silent = []
-    for _ in range(80):
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        sock.connect(path)
-        silent.append(sock)
-    assert any("too many" in talked for talked in refused(silent))
-    for sock in silent:
-        sock.close()
-    until(lambda: talk(path, b'{"verb": "look"}') == {})
+    with silent(path, 80, UID) as connections:
+        until(lambda: any(readable(sock) for sock in connections))
+        said = [sock.recv(65536).decode() for sock in connections if readable(sock)]
+        assert all("too many" in each for each in said)
+        assert talk(path, b'{"verb": "look"}') == {}
+    until(lambda: talk(path, b'{"verb": "look"}', user=UID) == {})
 
 
-def refused(silent):
-    for sock in silent:
-        sock.setblocking(False)
-    until(lambda: any(readable(sock) for sock in silent))
-    return [sock.recv(65536).decode() for sock in silent if readable(sock)]
+def test_the_daemons_own_user_is_never_shut_out(tree, path):
+    """Builders come as root, whoever has begun them."""
+    with silent(path, 80) as connections:
+        assert talk(path, b'{"verb": "look"}') == {}
+        assert not any(readable(sock) for sock in connections)
+
+
+def test_an_open_file_keeps_only_those_waiting_who_want_its_build(unmounted, tmp_path):
+    tree = unmounted
+    tree.mount_changed("patient", tmp_path)
+    path = socket_of(str(tree.path))
+    builds = [tree / "builds/kept", tree / "builds/free"]
+    for each in builds:
+        each.mkdir()
+    kept, free = [os.open(each, os.O_RDONLY) for each in builds]
+    hold = b'{"verb": "hold"}'
+    with (builds[0] / "file").open("x") as file, silent(path, 40) as waiting, silent(path, 1) as idle:
+        for sock in waiting:
+            sock.sendmsg([hold], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [kept]))])
+        assert "mounts" in talk(path, hold, [free])
+        # Who says nothing is hung up on, in this time, and who waits for an answer is not.
+        until(lambda: readable(idle[0]) and not idle[0].recv(1))
+        assert not any(readable(sock) for sock in waiting)
+        file.close()
+        for sock in waiting:
+            until(lambda sock=sock: readable(sock))
+            answer, ancillary, _, _ = sock.recvmsg(65536, socket.CMSG_SPACE(256))
+            os.close(array.array("i", ancillary[0][2])[0])
+            assert "mounts" in json.loads(answer)
+    os.close(kept)
+    os.close(free)
+    until(lambda: not tree.status()["native"])
+    for each in builds:
+        each.rmdir()
+
+
+@contextmanager
+def silent(path, count, user=None):
+    """Connections on which nothing is said."""
+    with ExitStack() as stack:
+        made = [stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)) for _ in range(count)]
+        with being(user):
+            for sock in made:
+                sock.connect(path)
+        for sock in made:
+            sock.setblocking(False)
+        yield made
+
+
+@contextmanager
+def being(user):
+    """Connect as another user: the kernel tells the daemon who it was then."""
+    before = os.geteuid()
+    os.seteuid(before if user is None else user)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
 
 
 def readable(sock):
     try:
-        return bool(sock.recv(1, socket.MSG_PEEK))
+        sock.recv(1, socket.MSG_PEEK)
+        return True
     except BlockingIOError:
         return False

@@ -23,7 +23,7 @@ import trio
 
 from zfsfs import syscalls
 from zfsfs.errors import Busy, Refused, UsageError, ZfsfsError
-from zfsfs.fs.natives import Grant, Held, Natives
+from zfsfs.fs.natives import Grant, Held, Natives, trusted
 from zfsfs.fs.outputs import Outputs
 from zfsfs.native import wire
 from zfsfs.native.wire import Message, Peer
@@ -31,9 +31,9 @@ from zfsfs.threads import in_thread
 
 log = logging.getLogger(__name__)
 
-#: Seconds that a peer may take for its next request.
+#: Seconds that a peer may take for its next request, and for reading its answer.
 PATIENCE = 30.0
-#: Connections that one user may have at once.
+#: Connections that one user may have at once, but for root (as whom all builders ask) and who has mounted the tree.
 MOST = 64
 
 
@@ -67,7 +67,7 @@ class Door:
             with connection:
                 peer = wire.peer(connection)
                 self._connected[peer.uid] += 1
-                if self._connected[peer.uid] > MOST:
+                if self._connected[peer.uid] > MOST and not trusted(peer.uid):
                     await _send(connection, _failed(Busy("too many requests of yours are under way")))
                     return
                 await _Talk(self._natives, self._outputs, self.nursery, connection, peer).run()
@@ -105,9 +105,8 @@ class _Talk:
     async def run(self) -> None:
         """Answer its requests, one after another."""
         try:
-            with trio.move_on_after(PATIENCE) as patience:
-                while await self._one():
-                    patience.deadline = trio.current_time() + PATIENCE
+            while await self._one():
+                pass
         finally:
             for held in self._granted:
                 self._natives.gone(held)
@@ -117,14 +116,18 @@ class _Talk:
         given: list[int] = []
         try:
             try:
-                request = await self._receive(descriptors)
+                request = None
+                with trio.move_on_after(PATIENCE):
+                    request = await self._receive(descriptors)
                 if request is None:
                     return False
+                # However long it takes: that is not up to the peer.
                 answer = await self._answer(request, descriptors, given)
             except (ZfsfsError, OSError) as failure:
                 answer, given[:] = _failed(failure), _closed(given)
-            await _send(self._connection, answer, given)
-            return True
+            with trio.move_on_after(PATIENCE) as patience:
+                await _send(self._connection, answer, given)
+            return not patience.cancelled_caught
         finally:
             _closed(given)
             # In a thread, whatever becomes of it: they may belong to a filesystem that never answers.
@@ -161,7 +164,8 @@ class _Talk:
             return {}
         if verb == "whose":
             ours = len(descriptors) == 1 and self._natives.owns(await _identity(descriptors[0]))
-            await _close_elsewhere(descriptors)  # before the answer: it keeps the mount busy
+            with trio.move_on_after(PATIENCE):
+                await _close_elsewhere(descriptors)  # before the answer: it keeps the mount busy
             return {"ours": ours}
         if verb == "look":
             self._natives.wake()

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
+from weakref import WeakKeyDictionary
 
 import trio
 
@@ -84,7 +85,8 @@ class Natives:
         self._files = files
         self._kernel = kernel
         self._held: dict[Area, Held] = {}
-        self._freezing = trio.Lock()
+        # For each area, lest one that can't be had now keeps others waiting.
+        self._freezing: WeakKeyDictionary[Area, trio.Lock] = WeakKeyDictionary()
         self._locking = trio.CapacityLimiter(LOCKING)
         self._woken = trio.Event()
         self._begun = self._ended = 0  # looks
@@ -171,9 +173,8 @@ class Natives:
         area.opened(writable)
         self._tree.table.hold(area.root)
         try:
-            async with self._freezing:
-                if writable and not area.frozen:
-                    await self._freeze(area)
+            if writable:
+                await self._freeze(area)
         except BaseException:
             self._tree.table.closed(area.root)
             area.closed(writable)
@@ -191,14 +192,25 @@ class Natives:
         return held
 
     async def _freeze(self, area: Area) -> None:
-        if isinstance(area.place, CachePlace) and area.place.session is not None:
-            await unseen.note(self._tree.store.driver, area, area.place.session.dataset)
+        # Not with the lock: those who wait for the same get the same answer, at the same time.
+        await self._unkept(area)
+        async with self._freezing.setdefault(area, trio.Lock()):
+            if not area.frozen:
+                await self._freeze_now(area)
+
+    async def _unkept(self, area: Area) -> None:
+        """Raises Busy when files are open through the tree."""
         # RELEASE comes after close(2) has returned.
         with trio.move_on_after(DRAIN):
-            await area.until(lambda: not self._files.kept(area))
+            await area.until(lambda: area.frozen or not self._files.kept(area))
         count = self._files.kept(area)
-        if count:
+        if count and not area.frozen:
             raise Busy(f"{_name(area)} can't become native: {count} files in it are open through the tree")
+
+    async def _freeze_now(self, area: Area) -> None:
+        if isinstance(area.place, CachePlace) and area.place.session is not None:
+            await unseen.note(self._tree.store.driver, area, area.place.session.dataset)
+        await self._unkept(area)
         names, folders = area.freeze()
         try:
             with trio.CancelScope(shield=True):

@@ -7,6 +7,8 @@ import json
 import os
 import socket
 import stat
+import subprocess
+import sys
 from contextlib import ExitStack, contextmanager
 
 import pytest
@@ -165,6 +167,75 @@ def test_an_open_file_keeps_only_those_waiting_who_want_its_build(unmounted, tmp
     until(lambda: not tree.status()["native"])
     for each in builds:
         each.rmdir()
+
+
+#: A filesystem of one file, which is never done with being closed.
+NEVER_CLOSED = """
+import os, stat, sys
+import pyfuse3, trio
+
+class Operations(pyfuse3.Operations):
+    async def getattr(self, inode, ctx=None):
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino, entry.st_mode = inode, 0o777 | (stat.S_IFDIR if inode == 1 else stat.S_IFREG)
+        return entry
+
+    async def lookup(self, parent, name, ctx=None):
+        return await self.getattr(2)
+
+    async def open(self, inode, flags, ctx):
+        return pyfuse3.FileInfo(fh=2)
+
+    async def flush(self, fh):
+        await trio.sleep_forever()
+
+pyfuse3.init(Operations(), sys.argv[1], {"fsname=never-closed"})
+print("mounted", flush=True)
+trio.run(pyfuse3.main)
+"""
+
+
+#: Sends a file of it on many connections. A process of its own, for it can't close the file either.
+SENDING = """
+import os, socket, sys
+socks = [socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(60)]
+file = os.open(sys.argv[2], os.O_RDONLY)
+for sock in socks:
+    sock.connect(sys.argv[1])
+    socket.send_fds(sock, [b"{}"], [file])
+for sock in socks:
+    sock.recv(4096)
+print("answered", flush=True)
+sys.stdin.read()
+"""
+
+
+@root_only
+def test_descriptors_that_can_not_be_closed_delay_only_who_has_sent_them(tree, path, tmp_path):
+    (tmp_path / "mnt").mkdir()
+    file = tmp_path / "mnt/file"
+    with process(NEVER_CLOSED, file.parent) as server, process(SENDING, path, file) as sender:
+        # They are closed after the answer.
+        until(lambda: len(os.listdir(f"/proc/{tree.pid}/task")) > 40)
+        made = subprocess.Popen(["mkdir", tree / "builds/b"])
+        try:
+            assert made.wait(30) == 0
+        finally:
+            sender.kill()  # it ends when the files are closed
+            server.kill()
+            made.wait()
+            subprocess.run(["umount", "-l", file.parent], check=True)
+    (tree / "builds/b").rmdir()
+
+
+@contextmanager
+def process(code, *words):
+    """A program that says when it is ready."""
+    command = [sys.executable, "-c", code, *words]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline()
+        yield running
 
 
 @contextmanager

@@ -101,6 +101,7 @@ class _Talk:
         self._connection = connection
         self._peer = peer
         self._granted: list[Held] = []
+        self._closing = trio.CapacityLimiter(1)
 
     async def run(self) -> None:
         """Answer its requests, one after another."""
@@ -130,9 +131,13 @@ class _Talk:
             return not patience.cancelled_caught
         finally:
             _closed(given)
-            # In a thread, whatever becomes of it: they may belong to a filesystem that never answers.
-            if descriptors:
-                self._nursery.start_soon(_close_elsewhere, descriptors)
+            await self._close(descriptors)
+
+    async def _close(self, descriptors: list[int]) -> None:
+        """They may belong to a filesystem that never answers. Then only this connection waits for ever: it takes up a
+        thread that nobody else would have got."""
+        if descriptors:
+            await in_thread(_closed, descriptors, abandon_on_cancel=True, limiter=self._closing)
 
     async def _receive(self, descriptors: list[int]) -> Message | None:
         data, ancillary, flags, _ = await self._connection.recvmsg(wire.PACKET, wire.ROOM, socket.MSG_CMSG_CLOEXEC)
@@ -164,8 +169,7 @@ class _Talk:
             return {}
         if verb == "whose":
             ours = len(descriptors) == 1 and self._natives.owns(await _identity(descriptors[0]))
-            with trio.move_on_after(PATIENCE):
-                await _close_elsewhere(descriptors)  # before the answer: it keeps the mount busy
+            await self._close(descriptors)  # before the answer: they keep the mount busy
             return {"ours": ours}
         if verb == "look":
             self._natives.wake()
@@ -236,10 +240,6 @@ def _closed(descriptors: list[int]) -> list[int]:
     while descriptors:
         os.close(descriptors.pop())
     return descriptors
-
-
-async def _close_elsewhere(descriptors: list[int]) -> None:
-    await in_thread(_closed, descriptors, abandon_on_cancel=True)
 
 
 @dataclass(frozen=True, slots=True)

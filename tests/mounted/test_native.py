@@ -6,6 +6,7 @@ import errno
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -14,6 +15,9 @@ from pathlib import Path
 import pytest
 from errnos import failing
 from mounted_tree import plant_socket, until, zfsfs
+
+from zfsfs.native import wire
+from zfsfs.native.client import unbind
 
 ZFS = bool(os.environ.get("ZFSFS_TEST_POOL"))
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="mounts, or becomes another user")
@@ -320,6 +324,20 @@ def test_what_is_lazily_unmounted_is_held_while_somebody_is_in_it(tree, cache, t
         inside.stdin.close()
     until_free(tree)
     tree.closed()
+
+
+@root_only
+def test_a_daemon_that_is_stopped_keeps_nobody_from_unmounting_what_is_anothers(tree, build, target, monkeypatch):
+    monkeypatch.setattr("zfsfs.native.client._PATIENCE", 0.2)
+    zfsfs("bind", build, target)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as other:
+        place = os.path.join(wire.folder(), "0-stopped.sock")
+        other.bind(place)
+        try:
+            other.listen()
+            assert unbind(str(target))
+        finally:
+            os.unlink(place)
 
 
 @root_only

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 from errnos import failing
+from mapping import mapped
 from mounted_tree import held, until
 
 
@@ -227,8 +228,16 @@ def test_a_file_that_is_open_through_the_tree_keeps_it_from_being_native(tree, p
             command = [sys.executable, "-m", "zfsfs", "exec", place, "--", "true"]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             assert done.returncode == 125
-            assert "1 files in it are open through the tree" in done.stderr
+            assert "1 files in it are open or mapped through the tree" in done.stderr
         (place / "file").write_text("0123456789")  # and it can be changed as before
+
+
+def test_and_so_does_one_that_is_mapped_and_closed(tree, place):
+    command = [sys.executable, "-m", "zfsfs", "exec", place, "--", "true"]
+    with mapped(place / "file"):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, "1 files in it are open or mapped" in done.stderr) == (125, True)
+    subprocess.run(command, check=True)
 
 
 def test_what_was_opened_meanwhile_reads_what_is_there_now(place, shell, then):

@@ -168,9 +168,8 @@ class _Talk:
             given.append(stream.detach())
             return {}
         if verb == "whose":
-            ours = len(descriptors) == 1 and self._natives.owns(await _identity(descriptors[0]))
-            await self._close(descriptors)  # before the answer: they keep the mount busy
-            return {"ours": ours}
+            identity = request.get("identity")
+            return {"ours": isinstance(identity, list) and self._natives.owns(tuple(identity))}
         if verb == "look":
             self._natives.wake()
             return {}

@@ -29,7 +29,7 @@ from zfsfs.fs.kernel import Kernel
 from zfsfs.fs.passthrough import Passthrough
 from zfsfs.fs.permission import WRITE, permits
 from zfsfs.fs.places import BuildPlace, CachePlace, FailedPlace, ResultPlace
-from zfsfs.fs.quiet import DRAIN
+from zfsfs.fs.quiet import DRAIN, unmapped
 from zfsfs.fs.tree import Tree
 from zfsfs.handover import Native
 from zfsfs.names import Dataset, Snapshot, shown
@@ -199,13 +199,11 @@ class Natives:
                 await self._freeze_now(area)
 
     async def _unkept(self, area: Area) -> None:
-        """Raises Busy when files are open through the tree."""
-        # RELEASE comes after close(2) has returned.
-        with trio.move_on_after(DRAIN):
-            await area.until(lambda: area.frozen or not self._files.kept(area))
-        count = self._files.kept(area)
+        """Raises Busy when files are open through the tree, or mapped."""
+        await unmapped(area, lambda: area.frozen or not self._files.kept(area), DRAIN)
+        count = self._files.kept(area) + len(area.mapped)
         if count and not area.frozen:
-            raise Busy(f"{_name(area)} can't become native: {count} files in it are open through the tree")
+            raise Busy(f"{_name(area)} can't become native: {count} files in it are open or mapped through the tree")
 
     async def _freeze_now(self, area: Area) -> None:
         if isinstance(area.place, CachePlace) and area.place.session is not None:
@@ -254,7 +252,7 @@ class Natives:
                 each.turn += 1
             self._wake()
 
-    def owns(self, identity: tuple[int, int]) -> bool:
+    def owns(self, identity: tuple[object, ...]) -> bool:
         """Whether a directory is the root of something native."""
         return any(held.identity == identity for held in self._held.values())
 

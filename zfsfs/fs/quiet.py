@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import trio
 
 from zfsfs.errors import Busy
@@ -29,16 +31,22 @@ async def not_native(area: Area) -> None:
 
 async def not_written(area: Area, otherwise: str) -> None:
     """See that nothing beneath is open for writing, or mapped for it. Raises Busy, which begins with `otherwise`."""
-    # RELEASE comes after close(2) has returned, and a mapping goes without a word.
-    with trio.move_on_after(DRAIN):
-        while area.writers or area.mapped:
-            await area.until(lambda: not area.writers)
-            if await area.table.mapped(area):
-                await trio.sleep(_PAUSE)
+    await unmapped(area, lambda: not area.writers, DRAIN)
     if area.writers:
         raise Busy(f"{otherwise}: {area.writers} files in it are open for writing")
     if area.mapped:
         raise Busy(f"{otherwise}: {len(area.mapped)} files in it are mapped to be written")
+
+
+async def unmapped(area: Area, quiet: Callable[[], bool], patience: float) -> None:
+    """Wait, so many seconds at most, until handles have gone such that an area is quiet, and until nothing in it is
+    mapped to be written. Both are so when this returns, or too late."""
+    # RELEASE comes after close(2) has returned, and a mapping goes without a word.
+    with trio.move_on_after(patience):
+        while not quiet() or area.mapped:
+            await area.until(quiet)
+            if await area.table.mapped(area):
+                await trio.sleep(_PAUSE)
 
 
 async def abandoned(area: Area) -> None:

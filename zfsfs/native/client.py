@@ -22,6 +22,8 @@ from zfsfs.mountpoint import tree_above
 from zfsfs.native import wire
 from zfsfs.native.mounts import Layer, Spot, attach, enter
 
+#: Seconds that a daemon of which we ask whether a mount is its own may take.
+_PATIENCE = 5.0
 #: The most that the name of a socket may be, its end included; see unix(7).
 _NAME = 108
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -150,11 +152,9 @@ def look(path: str) -> None:
 
 def unbind(target: str) -> bool:
     """Unmount a native mount; False when it is none of any daemon of this user's. Raises Busy, MountError."""
-    fd = os.open(target, _DIRECTORY)
-    try:
-        connection = _owner(fd)
-    finally:
-        os.close(fd)
+    st = os.stat(target)
+    # Not by a descriptor: with a daemon that is stopped it would stay, and keep the mount busy.
+    connection = _owner((st.st_dev, st.st_ino))
     if connection is None:
         return False
     try:
@@ -169,15 +169,15 @@ def unbind(target: str) -> bool:
     return True
 
 
-def _owner(fd: int) -> wire.Connection | None:
+def _owner(identity: tuple[int, int]) -> wire.Connection | None:
     for folder in dict.fromkeys((wire.folder(), "/run/zfsfs")):
         names = os.listdir(folder) if os.path.isdir(folder) else []
         for name in names:
             try:
-                connection = wire.Connection(os.path.join(folder, name))
-                answer, _ = connection.ask({"verb": "whose"}, [fd])
+                connection = wire.Connection(os.path.join(folder, name), _PATIENCE)
+                answer, _ = connection.ask({"verb": "whose", "identity": identity})
             except MountError:
-                continue  # what a daemon that died has left
+                continue  # what a daemon that died has left, or it is stopped
             if answer["ours"]:
                 return connection
             connection.close()

@@ -9,7 +9,8 @@ failed. Requests of one connection:
     attached  what was held is mounted now
     keep      with a descriptor of a running build's directory: keep what it prints. Answer: with a descriptor, a
               stream to send it to, which is closed once its end was read and all is in the log
-    whose     with a descriptor of a directory: is that a native mount of this daemon's? Answer: `ours`
+    whose     `identity`: is the directory with this device and inode number a native mount of this daemon's? Answer:
+              `ours`
     look      something may have been unmounted
 
 Sources: unix(7) for SO_PEERCRED, SO_PEERGROUPS, SO_PEERPIDFD and SCM_RIGHTS.
@@ -100,15 +101,17 @@ def folder() -> str:
 
 
 class Connection:
-    """A client's end. Raises MountError when there is no daemon that can be trusted at `path`."""
+    """A client's end. Raises MountError when there is no daemon that can be trusted at `path`. With `patience`, in
+    seconds, an answer that takes longer is a MountError, too."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, patience: float | None = None) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.settimeout(patience)
         try:
             self._socket.connect(path)
         except OSError as failure:
             self.close()
-            raise MountError(f"the daemon can't be asked at {path}: {failure.strerror}") from None
+            raise MountError(f"the daemon can't be asked at {path}: {failure.strerror or failure}") from None
         _, uid, _ = struct.unpack("iII", self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         if uid not in (0, os.geteuid()):
             self.close()
@@ -121,7 +124,7 @@ class Connection:
             self._socket.sendmsg([text], rights)
             data, ancillary, _, _ = self._socket.recvmsg(PACKET, ROOM, socket.MSG_CMSG_CLOEXEC)
         except OSError as failure:
-            raise MountError(f"the daemon does not answer: {failure.strerror}") from None
+            raise MountError(f"the daemon does not answer: {failure.strerror or failure}") from None
         if not data:
             raise MountError("the daemon has ended")
         answer: Message = json.loads(data)

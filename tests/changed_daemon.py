@@ -44,6 +44,16 @@ def refusing(rename: Callable[..., None], sign: Path) -> Callable[..., None]:
     return refused
 
 
+def with_one_thread(serve: Callable[..., Any]) -> Callable[..., Any]:
+    async def narrow(*arguments: Any) -> None:
+        import trio
+
+        trio.to_thread.current_default_thread_limiter().total_tokens = 1
+        await serve(*arguments)
+
+    return narrow
+
+
 def change(how: str, gate: Path) -> None:
     import zfsfs.daemon
     from zfsfs.builders import cgroups
@@ -73,6 +83,8 @@ def change(how: str, gate: Path) -> None:
         natives.PAUSE = float("inf")
     elif how == "patient":
         natives.DRAIN, door.PATIENCE = 600.0, 3.0
+    elif how == "narrow":
+        zfsfs.daemon._serve = with_one_thread(zfsfs.daemon._serve)
     elif how == "ungrouped":
         cgroups.make = lambda name, processes=None: None
     elif how == "illegible":

@@ -46,7 +46,7 @@ from zfsfs.fs.workers import Workers
 from zfsfs.names import Dataset
 from zfsfs.store import Store
 from zfsfs.store.events import Event
-from zfsfs.threads import in_thread, lasting
+from zfsfs.threads import UNLIMITED, in_thread, lasting
 from zfsfs.watch import watching
 from zfsfs.watchdog import Watchdog
 
@@ -228,7 +228,7 @@ async def _answer(line: Line, serving: trio.CancelScope) -> None:
 
 async def _announce(mountpoint: str, tree: Tree, ready: Callable[[int], None]) -> None:
     """Once the tree answers, say so. In a thread, for it is we who answer."""
-    found = await in_thread(os.stat, mountpoint, abandon_on_cancel=True)
+    found = await in_thread(os.stat, mountpoint, abandon_on_cancel=True, limiter=UNLIMITED)
     tree.device = found.st_dev
     ready(tree.device)
 
@@ -240,7 +240,7 @@ async def _end_on_signal(files: Passthrough, kernel: Kernel, builders: Builders,
             # While requests are answered: who waits for an answer can't be killed.
             await builders.close()
             with trio.move_on_after(_PATIENCE) as flushing:
-                await in_thread(_flush, files, kernel, abandon_on_cancel=True)
+                await in_thread(_flush, files, kernel, abandon_on_cancel=True, limiter=UNLIMITED)
             if flushing.cancelled_caught:
                 log.warning("what the kernel has gathered was not all written in %g s", _PATIENCE)
             pyfuse3.terminate()

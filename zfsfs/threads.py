@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -15,6 +16,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+#: For calls that wait for something that we ourselves have to answer first, or for somebody else's filesystem: of
+#: them there may be any number. What trio allows by default they would use up, and what they wait for would get none.
+UNLIMITED = trio.CapacityLimiter(math.inf)
 #: Seconds after which a service that ended for want of memory goes on.
 PAUSE = 1.0
 

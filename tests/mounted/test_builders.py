@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from errnos import failing
-from mounted_tree import Mounted, until
+from mounted_tree import PATIENCE, Mounted, until
 
 ROOT = os.geteuid() == 0
 as_root = pytest.mark.skipif(not ROOT, reason="becomes other users")
@@ -28,11 +28,13 @@ kill-grace = "{grace}"
 """
 
 
-def configured(unmounted: Mounted, folder: Path, script: str, *, grace: str = "1s", more: str = "") -> Mounted:
-    """A mounted store with a builder `sh` that runs a script."""
+def configured(
+    unmounted: Mounted, folder: Path, script: str, *, grace: str = "1s", more: str = "", how: str = "grouped"
+) -> Mounted:
+    """A mounted store with a builder `sh` that runs a script; `how` its daemon is changed, with `folder` as gate."""
     config = folder / "config.toml"
     config.write_text(SCRIPT.format(script=script, grace=grace, more=more))
-    unmounted.mount(0.1, "--config", str(config))
+    unmounted.mount_changed(how, folder, "--config", config)
     return unmounted
 
 
@@ -310,6 +312,24 @@ def test_a_daemon_that_ends_ends_its_builders(unmounted, folder):
     until(lambda: (folder / "pid").exists() and (folder / "pid").read_text().strip())
     tree.umount("--force")
     assert not os.path.exists(f"/proc/{(folder / 'pid').read_text().strip()}")
+
+
+def test_builders_that_end_need_none_of_the_threads_that_the_daemon_answers_with(unmounted, folder):
+    tree = configured(unmounted, folder, "[ $ZFSFS_ID != bad ]", how="narrow")
+    for ident, outcome in (("one", "published"), ("bad", "failed")):
+        (tree / f"builds/sh+{ident}").mkdir()
+        assert waited(tree, ident)["outcome"] == outcome
+
+
+def test_a_daemon_that_ends_with_a_builder_needs_none_either(unmounted, folder):
+    tree = configured(unmounted, folder, f"echo x > {folder}/here; exec sleep 1000", how="narrow")
+    os.chmod(folder, 0o777)
+    (tree / "builds/sh+one").mkdir()
+    until(lambda: (folder / "here").exists())
+    daemon = os.pidfd_open(tree.pid)
+    signal.pidfd_send_signal(daemon, signal.SIGTERM)
+    assert select.select([daemon], [], [], PATIENCE)[0], "the daemon does not end"
+    os.close(daemon)
 
 
 def test_a_daemon_that_dies_takes_its_builders_with_it(unmounted, folder):

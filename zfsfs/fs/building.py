@@ -34,7 +34,7 @@ from zfsfs.fs.tree import BUILDS, Tree
 from zfsfs.fs.waiting import Ends
 from zfsfs.names import BuildId, SessionName
 from zfsfs.store import FailedInfo
-from zfsfs.threads import in_thread
+from zfsfs.threads import UNLIMITED, in_thread
 
 log = logging.getLogger(__name__)
 
@@ -351,7 +351,7 @@ class Builders:
                 os.close(root)
 
         # In a thread: it is we who answer.
-        if not await in_thread(through, abandon_on_cancel=True) and directly is not None:
+        if not await in_thread(through, abandon_on_cancel=True, limiter=UNLIMITED) and directly is not None:
             await directly()
 
     def tidy_soon(self) -> None:

@@ -18,7 +18,7 @@ import trio
 
 from zfsfs.errors import DriverError
 from zfsfs.fs.control import CACHES
-from zfsfs.threads import in_thread
+from zfsfs.threads import UNLIMITED, in_thread
 
 _HEADER = struct.Struct("=IiQ")
 _INODE = struct.Struct("=Qqq")
@@ -76,7 +76,7 @@ class Kernel:
 
         while True:
             try:
-                await in_thread(tell, abandon_on_cancel=True)
+                await in_thread(tell, abandon_on_cancel=True, limiter=UNLIMITED)
                 return
             except DriverError:
                 await trio.sleep(RETRY)  # no thread is to be had; what is stale has to go, sooner or later

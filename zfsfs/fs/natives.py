@@ -37,7 +37,7 @@ from zfsfs.native import locked
 from zfsfs.native.watching import Found, Where, look, where
 from zfsfs.native.wire import Peer
 from zfsfs.store.layout import SNAP
-from zfsfs.threads import in_thread
+from zfsfs.threads import UNLIMITED, in_thread
 
 #: Seconds between two looks while nobody is known whose end would tell.
 PAUSE = 0.5
@@ -212,7 +212,7 @@ class Natives:
         names, folders = area.freeze()
         try:
             with trio.CancelScope(shield=True):
-                await in_thread(self._kernel.look_up_again, names, folders)
+                await in_thread(self._kernel.look_up_again, names, folders, limiter=UNLIMITED)
                 await trio.sleep(max(area.believed - monotonic(), 0.0))
         except BaseException:
             area.thaw()

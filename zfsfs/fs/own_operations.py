@@ -29,7 +29,7 @@ from zfsfs.fs.unlocked import Asked, Name, Unlocked
 from zfsfs.fs.users import OWN
 from zfsfs.names import FAILED_BUILDS
 from zfsfs.store.arriving import Arrive
-from zfsfs.threads import in_thread
+from zfsfs.threads import UNLIMITED, in_thread
 
 GROUPS = {control.BUILDS: BUILDS, control.RESULTS: RESULTS, control.CACHES: CACHES, control.FAILED: FAILED}
 #: Handles of the tree's own files and directories start here; those of areas are descriptors.
@@ -84,7 +84,8 @@ class OwnOperations(pyfuse3.Operations):
             own.told = size
             with suppress(OSError):
                 # In a thread: who has mapped the file may hold the page and wait for us.
-                await in_thread(pyfuse3.notify_store, own.ino, size - 1, b"\n", abandon_on_cancel=True)
+                notify = pyfuse3.notify_store
+                await in_thread(notify, own.ino, size - 1, b"\n", abandon_on_cancel=True, limiter=UNLIMITED)
 
     async def _root_of(self, area: Area) -> Attributes:
         if area.view is None and area.last is None:

@@ -37,7 +37,7 @@ from zfsfs.names import FAILED_BUILDS, BuildId, BuildName, CacheName, Dataset, S
 from zfsfs.store import Store
 from zfsfs.store.arriving import Arrive, at_once
 from zfsfs.store.views import close_view
-from zfsfs.threads import in_thread
+from zfsfs.threads import UNLIMITED, in_thread
 
 if TYPE_CHECKING:
     from zfsfs.fs.building import Builders, Run
@@ -384,7 +384,8 @@ class Tree:
         """Whether one of these processes holds an area. A mount counts only in a namespace that is not ours: what is
         in that is everybody's."""
         wanted = Wanted(self.device)
-        found = await in_thread(lambda: holders(wanted, thorough=True, pids=pids))
+        # Looking so may wait for a process that waits for us.
+        found = await in_thread(lambda: holders(wanted, thorough=True, pids=pids), limiter=UNLIMITED)
         mine = os.stat("/proc/self/ns/mnt").st_ino
         return any(self._is_in(each, area) for each in found if each.namespace != mine)
 

@@ -35,7 +35,7 @@ from zfsfs.fs.caller import Caller
 from zfsfs.fs.nodes import stale
 from zfsfs.native.processes import runs
 from zfsfs.store.arriving import Arrive, at_once
-from zfsfs.threads import in_thread
+from zfsfs.threads import UNLIMITED, in_thread
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ class Unlocked:
         if mine.given_up and not mine.failed and not self._closing:
             log.info("%s of %s: whoever asked for it has gone", mine.asked.what, mine.asked.names)
             # In a thread: the kernel may hold the directory's lock for a request to us.
-            await in_thread(self._look_again, mine.asked.names, abandon_on_cancel=True)
+            await in_thread(self._look_again, mine.asked.names, abandon_on_cancel=True, limiter=UNLIMITED)
 
     async def _wait_for(self, earlier: list[_Verb], mine: _Verb) -> None:
         """Let verbs on the same names go first; but not when the kernel holds the lock that they need to end."""

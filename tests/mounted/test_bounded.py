@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from errnos import failing
+from errnos import errno_of, failing
 from mounted_tree import Mounted, until, zfsfs
 
 
@@ -269,6 +269,27 @@ def test_who_comes_while_others_are_looked_for_keeps_the_session(unmounted, tmp_
     assert (tmp_path / "entered").read_text() == "here"
     (tmp_path / "go").write_text("")
     assert tree.outcome("c") == "published"
+
+
+@pytest.mark.parametrize("name", ["c", "c@other"])
+def test_who_comes_while_holders_are_looked_for_keeps_the_cache_from_being_deleted(unmounted, tmp_path, name):
+    make_gate(tmp_path)
+    tree, cache, refused = unmounted, unmounted / "caches/c", []
+    tree.mount_changed("holders", tmp_path, "--linger", "30")
+    os.mkdir(cache)
+    (cache / "file").write_text("of a session that nobody holds")
+    until(lambda: [each["open"] for each in tree.status()["sessions"]] == [0])
+    with stopped(tmp_path, lambda tree: refused.append(errno_of(lambda: os.rmdir(cache))), tree):
+        comes = os.open(tree / "caches" / name, os.O_RDONLY)
+    assert refused == [errno.EBUSY]
+    with open(cache / "more", "w") as file:
+        file.write("and goes on")
+    assert (cache / "file").read_text() == "of a session that nobody holds"
+    os.close(comes)
+    tree.umount()
+    tree.mount()
+    assert (cache / "file").read_text() == "of a session that nobody holds"
+    assert (cache / "more").read_text() == "and goes on"
 
 
 @pytest.mark.parametrize("action", [look, list_all])

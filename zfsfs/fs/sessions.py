@@ -423,17 +423,37 @@ class Sessions:
 
     async def _end_unheld(self, cache: SharedCache) -> None:
         """Close a cache's sessions, which are to be thrown away. Raises Busy when somebody holds one."""
-        mine = [each for each in self.open_areas if _place(each).cache is cache]
-        for area in mine:
+
+        def those() -> list[Area]:
+            return [each for each in self.open_areas if _place(each).cache is cache]
+
+        def not_open(area: Area) -> None:
+            if area.opens > area.guests:
+                opens = area.opens - area.guests
+                raise Busy(f"cache {cache.name} has a session that is held by {opens} open files")
+
+        looked_at = those()
+        for area in looked_at:
             with trio.move_on_after(DRAIN):
                 await area.until(lambda area=area: area.opens <= area.guests)  # type: ignore[misc]
-            opens = area.opens - area.guests
-            held = [f"{opens} open files"] if opens else await self._scan(area, False)
-            if held:
+            not_open(area)
+            if held := await self._scan(area, False):
                 raise Busy(f"cache {cache.name} has a session that is held by {', '.join(held)}")
+        # Somebody may have come meanwhile; and before the first is thrown away it must be known that all can be.
+        mine = those()
+        if cache.opening or not set(mine) <= set(looked_at):
+            raise Busy(f"cache {cache.name} has a session that was opened just now")
+        for area in mine:
+            not_open(area)
         for area in mine:
             _remove(area, os.fstat(area.fd))
-            await self.close(area, force=area.opens == area.guests)
+            try:
+                await self.close(area, force=area.opens == area.guests)
+            finally:
+                if _place(area).session is not None and area.view is not None:
+                    _place(area).discarded, area.last = False, None  # it goes on
+            if _place(area).session is not None:
+                raise Busy(f"cache {cache.name} has a session that somebody has come into")
 
     async def close_all(self) -> None:
         """The end: every session is closed as if its holders had gone, and nothing is looked into any more."""

@@ -305,6 +305,35 @@ def test_a_builders_cache_is_published_on_success_only(unmounted, folder):
     assert [text.rpartition(" ")[2] for text in tree.events("released")] == ["published", "discarded", "published"]
 
 
+@as_root
+def test_a_build_ends_whoever_has_its_cache(unmounted, folder):
+    more = """
+        native = false
+        [[builder.sh.cache]]
+        name = "c"
+        label = "x"
+        variable = "CACHE"
+    """
+    script = f"touch $CACHE/file; echo x > {folder}/here; while [ ! -e {folder}/go ]; do sleep 0.05; done; exit 1"
+    tree = configured(unmounted, folder, script, more=more)
+    os.chmod(folder, 0o777)
+    (tree / "builds/sh+one").mkdir()
+    until(lambda: (folder / "here").exists())
+    holder = subprocess.Popen(
+        [sys.executable, "-m", "zfsfs", "exec", tree / "caches/c@x", "--", "sh", "-c", "echo x; read line"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"x\n"
+    (folder / "go").touch()
+    assert waited(tree, "one")["outcome"] == "failed"
+    assert any("caches/c@x is left by build one" in text for text in tree.events("warning"))
+    (tree / "builds/one").mkdir()
+    (tree / "builds/one").rmdir()
+    holder.communicate(b"\n", timeout=60)
+    assert tree.outcome("c@x") != "published"
+
+
 def test_a_daemon_that_ends_ends_its_builders(unmounted, folder):
     tree = configured(unmounted, folder, f"echo $$ > {folder}/pid; exec sleep 1000")
     os.chmod(folder, 0o777)

@@ -32,7 +32,7 @@ from zfsfs.fs.places import BuildPlace
 from zfsfs.fs.quiet import abandoned
 from zfsfs.fs.tree import BUILDS, Tree
 from zfsfs.fs.waiting import Ends
-from zfsfs.names import BuildId, SessionName
+from zfsfs.names import BuildId, SessionName, shown
 from zfsfs.store import FailedInfo
 from zfsfs.threads import UNLIMITED, in_thread
 
@@ -123,7 +123,7 @@ class Builders:
         ident = place.name.id
         try:
             try:
-                run.ended = await self._work(run, owner)
+                run.ended = await self._worked(run, owner)
                 self._tell(run)
             except Exception as failure:
                 # Whatever it is: it ends this build, and not the daemon with all others.
@@ -144,6 +144,12 @@ class Builders:
     def _complain(self, ident: BuildId, text: str) -> None:
         log.exception("build %s: %s", ident, text)
         self._tree.store.events.append("warning", str(ident), f"build {ident}: {text}")
+
+    async def _worked(self, run: Run, owner: tuple[int, int]) -> Ended:
+        try:
+            return await self._work(run, owner)
+        except (ZfsfsError, OSError) as failure:
+            return Ended(reason=f"it could not be supervised: {failure}")
 
     async def _work(self, run: Run, owner: tuple[int, int]) -> Ended:
         place, builder = _place(run.area), run.builder
@@ -191,7 +197,7 @@ class Builders:
                 self._tree.sessions.release(area, success=ended.success, publishes=publishes)
         for use, area in opened:
             if not _publishes(use, ended.success):
-                await self._discard(area)
+                await self._discard(area, ident)
         return ended
 
     def _native(self, run: Run, opened: list[tuple[CacheUse, Area]]) -> list[bytes]:
@@ -268,10 +274,18 @@ class Builders:
         sessions.use(area, run.user.uid, groups)
         return area
 
-    async def _discard(self, area: Area) -> None:
+    async def _discard(self, area: Area, ident: BuildId) -> None:
         path = area.place.path()
-        if b"@" in path:
+        if b"@" not in path:
+            return
+        try:
             await self._by_path(lambda root: os.rmdir(path, dir_fd=root))
+        except FileNotFoundError:
+            pass  # with its cache
+        except (ZfsfsError, OSError) as failure:
+            # Whenever it ends, it is not published: `Sessions.release` has seen to that.
+            text = f"{shown(path)} is left by build {ident}, and can't be discarded: {failure}"
+            self._tree.store.events.append("warning", str(ident), text)
 
     def _tell(self, run: Run) -> None:
         """Say how it ended, before the build does."""
@@ -285,8 +299,11 @@ class Builders:
         else:
             how = f"has failed: signal {ended.signal}" if ended.signal else f"has failed: exit code {ended.exit}"
         line = self._ends.details[ident] = self._line(run)
-        shown = self._logs.tail(ident, 1000).decode("utf-8", "replace")
-        run.facts = {**{key: value for key, value in line.items() if key != "outcome"}, "log": shown}
+        tail = b""
+        with suppress(OSError):
+            tail = self._logs.tail(ident, 1000)
+        log_end = tail.decode("utf-8", "replace")
+        run.facts = {**{key: value for key, value in line.items() if key != "outcome"}, "log": log_end}
         self._tree.store.events.append("builder-ended", str(ident), f"builder {builder} on {ident} {how}")
 
     @staticmethod

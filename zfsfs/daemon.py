@@ -24,7 +24,7 @@ from zfsfs import mountpoint as mountpoints
 from zfsfs.builders.running import Records
 from zfsfs.config import Config
 from zfsfs.drivers import choose_driver
-from zfsfs.errors import MountError
+from zfsfs.errors import DriverError, MountError
 from zfsfs.fs import door, status, who
 from zfsfs.fs.building import Builders
 from zfsfs.fs.control import CONTROL, Control, Text
@@ -240,7 +240,10 @@ async def _end_on_signal(files: Passthrough, kernel: Kernel, builders: Builders,
             # While requests are answered: who waits for an answer can't be killed.
             await builders.close()
             with trio.move_on_after(_PATIENCE) as flushing:
-                await in_thread(_flush, files, kernel, abandon_on_cancel=True, limiter=UNLIMITED)
+                try:
+                    await in_thread(_flush, files, kernel, abandon_on_cancel=True, limiter=UNLIMITED)
+                except DriverError as failure:
+                    log.warning("what the kernel has gathered was not written: %s", failure)
             if flushing.cancelled_caught:
                 log.warning("what the kernel has gathered was not all written in %g s", _PATIENCE)
             pyfuse3.terminate()

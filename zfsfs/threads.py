@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import trio
 
-from zfsfs.errors import DriverError
+from zfsfs.errors import DriverError, ZfsfsError
 
 log = logging.getLogger(__name__)
 
@@ -19,8 +20,21 @@ T = TypeVar("T")
 #: For calls that wait for something that we ourselves have to answer first, or for somebody else's filesystem: of
 #: them there may be any number. What trio allows by default they would use up, and what they wait for would get none.
 UNLIMITED = trio.CapacityLimiter(math.inf)
-#: Seconds after which a service that ended for want of memory goes on.
+#: Seconds after which goes on what ended for want of something.
 PAUSE = 1.0
+
+
+@contextmanager
+def starting_a_thread() -> Iterator[None]:
+    """Raises DriverError ENOMEM where the block gets no thread or memory."""
+    try:
+        yield
+    except RuntimeError as failure:
+        if "start new thread" not in str(failure):
+            raise
+        raise DriverError("no thread can be started: memory or processes have run out", errno.ENOMEM) from None
+    except MemoryError:
+        raise DriverError("the daemon has run out of memory", errno.ENOMEM) from None
 
 
 async def in_thread(
@@ -31,22 +45,17 @@ async def in_thread(
 ) -> T:
     """What the call returns or raises. Raises DriverError ENOMEM where the system gives no thread, for want of memory
     or because of a limit of processes."""
-    try:
+    with starting_a_thread():
         return await trio.to_thread.run_sync(call, *arguments, abandon_on_cancel=abandon_on_cancel, limiter=limiter)
-    except RuntimeError as failure:
-        if "start new thread" not in str(failure):
-            raise
-        raise DriverError("no thread can be started: memory or processes have run out", errno.ENOMEM) from None
-    except MemoryError:
-        raise DriverError("the daemon has run out of memory", errno.ENOMEM) from None
 
 
 async def lasting(service: Callable[[], Awaitable[None]]) -> None:
-    """A service that can be begun anew at any time is, when memory or threads have run out; until cancelled."""
+    """A service that can be begun anew at any time is, when memory, threads or descriptors have run out, or the
+    storage fails; until cancelled."""
     while True:
         try:
             await service()
             return
-        except (MemoryError, DriverError) as failure:
+        except (MemoryError, OSError, ZfsfsError) as failure:
             log.warning("a service begins anew: %s", failure or "out of memory")
         await trio.sleep(PAUSE)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import resource
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 from errnos import errno_of, failing
-from mounted_tree import Mounted, until
+from mounted_tree import Mounted, until, zfsfs
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="limits another process")
 
@@ -85,6 +86,45 @@ def test_a_daemon_out_of_descriptors_says_so_and_loses_nothing(tree: Mounted) ->
     for name in ("b", "done"):
         os.rename(tree / "builds" / name, tree / "results" / name)
     assert (tree / "results/b/file").read_text() == "contents"
+
+
+def keeps_a_native_mount(tree: Mounted, target: Path, stack: ExitStack) -> Callable[[], object]:
+    """Something that is looked at again and again; returns what tells whether that was seen to fail."""
+    (tree / "builds/x").mkdir()
+    (tree / "builds/x").rename(tree / "results/x")
+    target.mkdir()
+    zfsfs("bind", tree / "results/x", target)
+    stack.callback(lambda: until(lambda: not tree.status()["native"]))
+    stack.callback(lambda: subprocess.run(["umount", target], check=True))
+    return lambda: "a service begins anew" in tree.log.read_text()
+
+
+def waits_to_be_destroyed(tree: Mounted, target: Path, stack: ExitStack) -> Callable[[], object]:
+    """The same."""
+    (tree / "builds/x").mkdir()
+    (tree / "builds/x/file").touch()
+    fd = os.open(tree / "builds/x/file", os.O_RDONLY)
+    stack.callback(tree.closed)
+    stack.callback(os.close, fd)
+    (tree / "builds/x/file").unlink()
+    (tree / "builds/x").rmdir()
+    (waiting,) = until(lambda: tree.status()["waiting"])
+    return lambda: tree.status()["waiting"][0]["tries"] > waiting["tries"] + 2
+
+
+@pytest.mark.parametrize("looked_at", [keeps_a_native_mount, waits_to_be_destroyed])
+def test_a_look_at_all_processes_without_descriptors_is_made_later(tree: Mounted, folder: Path, looked_at) -> None:
+    (tree / "builds/b").mkdir()
+    (tree / "builds/b/file").write_text("contents")
+    pid = tree.pid
+    with ExitStack() as later:
+        failed = looked_at(tree, folder / "target", later)
+        with few_descriptors(tree, 5), ExitStack() as stack:
+            assert open_until_refused(stack, tree / "builds/b/file") == errno.ENFILE
+            assert until(failed)
+    assert tree.pid == pid
+    assert (tree / "builds/b/file").read_text() == "contents"
+    (tree / "builds/b").rename(tree / "results/b")
 
 
 def test_a_release_without_descriptors_is_made_later(tree: Mounted) -> None:

@@ -26,8 +26,9 @@ import trio
 
 from zfsfs.builders import cgroups, supervisor
 from zfsfs.builders.supervisor import Ended, Job
+from zfsfs.errors import DriverError
 from zfsfs.native.processes import started, with_variable
-from zfsfs.threads import in_thread
+from zfsfs.threads import in_thread, starting_a_thread
 
 log = logging.getLogger(__name__)
 
@@ -113,16 +114,20 @@ async def supervise(
 ) -> Ended:
     """Run a job to its end; with `cancelled` or the cancellation of the task, that is soon. `begins` is told of the
     process that the command will come of."""
-    job.cgroup = await in_thread(cgroups.make, f"zfsfs-build-{name}", job.processes)
+    try:
+        job.cgroup = await in_thread(cgroups.make, f"zfsfs-build-{name}", job.processes)
+    except DriverError as failure:
+        return Ended(reason=f"{job.command[0]} can't be started: {failure}")
     job.environment = {**job.environment, _MARK: secrets.token_hex(16)}
     command = [sys.executable, "-I", _PROGRAM]
     begun = time.monotonic()
     try:
-        process = await trio.lowlevel.open_process(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, pass_fds=(job.log,),
-            start_new_session=True, cwd="/",
-        )  # fmt: skip
-    except OSError as failure:
+        with starting_a_thread():
+            process = await trio.lowlevel.open_process(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                pass_fds=(job.log,), start_new_session=True, cwd="/",
+            )  # fmt: skip
+    except (OSError, DriverError) as failure:
         _forget(job)
         return Ended(reason=f"{job.command[0]} can't be started: {failure}")
     ended, unanswered = None, "its supervisor was killed"
@@ -137,9 +142,12 @@ async def supervise(
             assert process.stdin is not None
             await process.stdin.aclose()  # with it the supervisor ends, if it has not yet
             await process.wait()
-            await in_thread(_forget, job)
-            if ended is None:  # and so may not have ended what it started
-                await in_thread(_end_marked, job.environment[_MARK])
+            # Without an answer it may not have ended what it has started.
+            mark = None if ended is not None else job.environment[_MARK]
+            try:
+                await in_thread(_forget, job, mark)
+            except DriverError:
+                _forget(job, mark)  # there is no thread to be had
             records.remove(name)
     return ended or Ended(reason=unanswered, duration=round(time.monotonic() - begun, 3))
 
@@ -165,8 +173,9 @@ async def _until_ended(process: trio.Process, job: Job, cancelled: trio.Event) -
     return Ended(**json.loads(answer)) if answer else None
 
 
-def _forget(job: Job) -> None:
+def _forget(job: Job, mark: str | None = None) -> None:
     if job.cgroup is not None:
         if cgroups.populated(job.cgroup):
             cgroups.kill(job.cgroup)
         cgroups.remove(job.cgroup)
+    _end_marked(mark)

@@ -22,12 +22,12 @@ from typing import Any
 import trio
 
 from zfsfs import syscalls
-from zfsfs.errors import Busy, Refused, UsageError, ZfsfsError
+from zfsfs.errors import Busy, DriverError, Refused, UsageError, ZfsfsError
 from zfsfs.fs.natives import Grant, Held, Natives, trusted
 from zfsfs.fs.outputs import Outputs
 from zfsfs.native import wire
 from zfsfs.native.wire import Message, Peer
-from zfsfs.threads import in_thread
+from zfsfs.threads import PAUSE, in_thread
 
 log = logging.getLogger(__name__)
 
@@ -136,8 +136,11 @@ class _Talk:
     async def _close(self, descriptors: list[int]) -> None:
         """They may belong to a filesystem that never answers. Then only this connection waits for ever: it takes up a
         thread that nobody else would have got."""
-        if descriptors:
-            await in_thread(_closed, descriptors, abandon_on_cancel=True, limiter=self._closing)
+        while descriptors:
+            try:
+                await in_thread(_closed, descriptors, abandon_on_cancel=True, limiter=self._closing)
+            except DriverError:
+                await trio.sleep(PAUSE)  # until a thread is to be had
 
     async def _receive(self, descriptors: list[int]) -> Message | None:
         data, ancillary, flags, _ = await self._connection.recvmsg(wire.PACKET, wire.ROOM, socket.MSG_CMSG_CLOEXEC)

@@ -22,7 +22,7 @@ from typing import Any
 
 from zfsfs import syscalls
 from zfsfs.names import shown
-from zfsfs.native.processes import command_of, processes, read_proc, runs, unescaped
+from zfsfs.native.processes import command_of, look_into, processes, read_proc, runs, unescaped
 
 #: What a process may refer to, by its name under /proc/PID.
 PLACES = {"cwd": "working directory", "root": "root directory"}
@@ -144,7 +144,7 @@ def holders(wanted: Wanted, *, thorough: bool = False, pids: Iterable[int] | Non
         except OSError:
             continue
         if namespace not in namespaces:
-            namespaces[namespace] = list(mounts_in(read_proc(f"/proc/{pid}/mountinfo"), wanted))
+            namespaces[namespace] = list(mounts_in(look_into(f"/proc/{pid}/mountinfo"), wanted))
         if namespaces[namespace]:
             sharing.setdefault((namespace, uid), []).append(pid)
     # A process for each user: who holds something may depend on what a user may do with it. The kernel's own threads

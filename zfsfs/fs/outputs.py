@@ -13,7 +13,7 @@ import trio
 
 from zfsfs.builders.log import Writer
 from zfsfs.config import LOG_SIZE
-from zfsfs.errors import Busy, Missing, Refused
+from zfsfs.errors import Busy, Missing, Refused, ZfsfsError
 from zfsfs.fs.logs import Logs
 from zfsfs.fs.places import BuildPlace
 from zfsfs.fs.tree import Tree
@@ -53,8 +53,13 @@ class Outputs:
             guid = await self._tree.store.builds.guid(ident)
             if ident not in self._tree.store.builds.running():
                 raise Missing(f"{ident} is not being built")
-            fd = self._logs.create(ident, guid, (st.st_uid, st.st_gid))
             ours, theirs = socket.socketpair()
+            try:
+                fd = self._logs.create(ident, guid, (st.st_uid, st.st_gid))
+            except BaseException:
+                ours.close()
+                theirs.close()
+                raise
         except BaseException:
             self._kept.discard(ident)
             raise
@@ -67,8 +72,8 @@ class Outputs:
                 writer = Writer(fd, LOG_SIZE)
                 while data := await source.recv(_CHUNK):
                     await in_thread(writer.write, data)
-        except OSError as failure:
-            text = f"the output of build {ident} is kept no longer: {failure.strerror}"
+        except (OSError, ZfsfsError) as failure:
+            text = f"the output of build {ident} is kept no longer: {failure}"
             self._tree.store.events.append("warning", str(ident), text)
         finally:
             self._kept.discard(ident)

@@ -12,12 +12,11 @@ import select
 import stat
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Any
 
 import pyfuse3
 
-from zfsfs.errors import Missing
+from zfsfs.errors import DriverError, Missing
 from zfsfs.fs import control
 from zfsfs.fs.area import Area
 from zfsfs.fs.caller import Caller, error
@@ -81,11 +80,15 @@ class OwnOperations(pyfuse3.Operations):
         learns of another by what is put into its pages."""
         size = own.entry.facts().size
         if size > own.told:
-            own.told = size
-            with suppress(OSError):
+            before, own.told = own.told, size
+            try:
                 # In a thread: who has mapped the file may hold the page and wait for us.
                 notify = pyfuse3.notify_store
                 await in_thread(notify, own.ino, size - 1, b"\n", abandon_on_cancel=True, limiter=UNLIMITED)
+            except OSError:
+                pass  # the kernel has forgotten it
+            except DriverError:
+                own.told = before  # by the next who asks: there is no thread to be had
 
     async def _root_of(self, area: Area) -> Attributes:
         if area.view is None and area.last is None:

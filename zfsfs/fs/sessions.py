@@ -261,7 +261,7 @@ class Sessions:
                 # What is published has to move, so whoever holds that is in the way.
                 who = ""
                 if isinstance(failure, Busy):
-                    with suppress(ZfsfsError):
+                    with suppress(ZfsfsError, OSError):
                         who = await self._store.explain(cache(place.name.cache))
                 text = f"{place.name} can't be closed yet: {failure}" + (f": {who}" if who else "")
                 if text != said:

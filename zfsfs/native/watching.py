@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from zfsfs import syscalls
 from zfsfs.errors import MountError
-from zfsfs.native.processes import command_of, processes, read_proc, unescaped
+from zfsfs.native.processes import command_of, look_into, processes, read_proc, unescaped
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def look(wanted: Mapping[Where, int], *, thoroughly: bool) -> dict[Where, list[F
             continue  # it has gone, or is not ours to look at
         if namespace not in namespaces:
             namespaces.add(namespace)
-            for place, at in _mounts(read_proc(f"/proc/{pid}/mountinfo"), wanted):
+            for place, at in _mounts(look_into(f"/proc/{pid}/mountinfo"), wanted):
                 found[place].append(Found(pid, command_of(pid), f"mount at {os.fsdecode(at)}", os.fsdecode(at)))
     if thoroughly:
         for pid in others:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import trio
 
 from zfsfs.driver import DatasetInfo, Destroy, DestroySnapshot, Driver, View
-from zfsfs.errors import Busy, Missing, NoSpace, StoreError
+from zfsfs.errors import Busy, Missing, NoSpace, StoreError, ZfsfsError
 from zfsfs.names import Dataset, cache_of
 from zfsfs.store.events import EventLog
 from zfsfs.store.layout import foreign, is_junk, junk
@@ -150,7 +151,9 @@ class Reaper:
         except StoreError as error:
             reason = str(error)
             if isinstance(error, Busy):
-                who = await self._explain(entry.dataset)
+                who = ""
+                with suppress(ZfsfsError, OSError):
+                    who = await self._explain(entry.dataset)
                 reason = f"{error}: {who}" if who else reason
         subject = str(entry.dataset)
         if not reason:

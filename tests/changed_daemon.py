@@ -44,6 +44,17 @@ def refusing(rename: Callable[..., None], sign: Path) -> Callable[..., None]:
     return refused
 
 
+def breaking(verb: Callable[..., Any], sign: Path) -> Callable[..., Any]:
+    def broken(*arguments: Any, **options: Any) -> Any:
+        from zfsfs.errors import DriverError
+
+        if sign.exists() and verb.__name__ in sign.read_text().split():
+            raise DriverError(f"{arguments[1]}: the disk is broken")
+        return verb(*arguments, **options)
+
+    return broken
+
+
 def with_one_thread(serve: Callable[..., Any]) -> Callable[..., Any]:
     async def narrow(*arguments: Any) -> None:
         import trio
@@ -83,6 +94,10 @@ def change(how: str, gate: Path) -> None:
         natives.PAUSE = float("inf")
     elif how == "patient":
         natives.DRAIN, door.PATIENCE = 600.0, 3.0
+    elif how == "broken":
+        for driver in (DirectoryDriver, ZfsDriver):
+            for verb in (driver.rename, driver.info, driver.view):
+                setattr(driver, verb.__name__, breaking(verb, gate / "broken"))
     elif how == "narrow":
         zfsfs.daemon._serve = with_one_thread(zfsfs.daemon._serve)
     elif how == "ungrouped":

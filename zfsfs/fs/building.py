@@ -14,7 +14,7 @@ import math
 import os
 import pwd
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +27,7 @@ from zfsfs.config import Builder, CacheUse, KeepFailed, Publish
 from zfsfs.errors import Busy, Exists, Missing, ZfsfsError
 from zfsfs.fs.area import Area
 from zfsfs.fs.caller import NOBODY, Caller
+from zfsfs.fs.insisting import insist
 from zfsfs.fs.logs import Logs
 from zfsfs.fs.places import BuildPlace
 from zfsfs.fs.quiet import abandoned
@@ -89,7 +90,7 @@ class Builders:
         self._records = records
         self._runs: set[Run] = set()
         self._idle = trio.Event()
-        self._closing = False
+        self._end = trio.Event()
         self._keep = keep
         self._clock = clock
         self._tidying = trio.Event()
@@ -100,7 +101,7 @@ class Builders:
         builder = self._builders.get(name)
         if builder is None:
             raise Missing(f"there is no builder {name}")
-        if self._closing:
+        if self._end.is_set():
             raise Busy("the daemon is ending")
         uid = caller.uid if builder.user is None else builder.user
         gid = caller.gid
@@ -321,10 +322,10 @@ class Builders:
     async def _finish(self, run: Run) -> None:
         place = _place(run.area)
         old, ident = b"builds/" + bytes(place.name), place.name.id
-        if not self._closing:
+        if not self._end.is_set():
             await abandoned(run.area)
         if place.cancelled:
-            await self._tree.discard_cancelled(run.area)
+            await self._insist(ident, lambda: self._tree.discard_cancelled(run.area))
             return
         if run.success:
             try:
@@ -337,7 +338,7 @@ class Builders:
                 run.failure = f"it can't be published: {failure}"
                 self._ends.details[ident] |= {"outcome": "failed", "reason": run.failure}
                 self._tree.store.events.append("warning", str(ident), f"build {ident} can't be published: {failure}")
-        if self._keep.count and not place.cancelled and not self._closing:
+        if self._keep.count and not place.cancelled and not self._end.is_set():
             try:
                 kept = b"builds/.failed/" + ident.name
                 await self._by_path(
@@ -347,8 +348,20 @@ class Builders:
                 return
             except (ZfsfsError, OSError) as failure:
                 self._tree.store.events.append("warning", str(ident), f"build {ident} can't be kept: {failure}")
-        await self._by_path(
-            lambda root: os.rmdir(old, dir_fd=root), lambda: self._tree.rmdir(BUILDS, bytes(place.name))
+        await self._insist(
+            ident,
+            lambda: self._by_path(
+                lambda root: os.rmdir(old, dir_fd=root), lambda: self._tree.rmdir(BUILDS, bytes(place.name))
+            ),
+        )
+
+    async def _insist(self, ident: BuildId, verb: Callable[[], Awaitable[None]]) -> None:
+        """Its id is taken until a build is discarded; what can't be at our end is a left-over for the next start."""
+        events = self._tree.store.events
+        await insist(
+            verb,
+            lambda why: events.append("warning", str(ident), f"build {ident} can't be discarded yet: {why}"),
+            self._end,
         )
 
     async def _by_path(self, verb: Callable[[int], None], directly: Callable[[], Any] | None = None) -> None:
@@ -396,7 +409,7 @@ class Builders:
 
     async def close(self) -> None:
         """The end: cancel all, and wait until nothing of them is left."""
-        self._closing = True
+        self._end.set()
         for run in self._runs:
             run.cancel()
         while self._runs:

@@ -44,36 +44,33 @@ class Endings:
             # ZFS destroys nothing that is looked into.
             untouched = not (area.changed or area.was_native or area.opens)
             view = area.detach()
-            if place.discarded:
-                return await self._caches.discard(session, view)
-            return await self._release(session, view, changed=area.changed, withheld=withheld, untouched=untouched)
+            try:
+                if place.discarded:
+                    return await self._caches.discard(session, view)
+                return await self._caches.release(
+                    session, changed=area.changed, withheld=withheld, view=view, untouched=untouched
+                )
+            except BaseException:
+                if view is not None:
+                    area.attach(view)
+                raise
         await area.write_out()
-        outcome = await self._release(session, self._showing.take_view(shared), changed=True)
+        outcome = await self._publish(session, self._showing.take_view(shared))
         shared.view = area.view  # the clone is the cache now, and what looks into it goes on doing so
         return outcome
 
     async def _end_decided(self, area: Area, place: CachePlace, session: Session) -> Outcome:
         """Complete a release that could not be completed before; it is too late to discard it."""
-        outcome = await self._release(session, self._showing.take_view(place.cache), changed=True)
+        outcome = await self._publish(session, self._showing.take_view(place.cache))
         if place.discarded:
             await close_view(area.detach())
         else:
             place.cache.view = area.view
         return outcome
 
-    async def _release(
-        self,
-        session: Session,
-        view: View | None,
-        *,
-        changed: bool,
-        withheld: Outcome | None = None,
-        untouched: bool = False,
-    ) -> Outcome:
+    async def _publish(self, session: Session, view: View | None) -> Outcome:
         try:
-            return await self._caches.release(
-                session, changed=changed, withheld=withheld, view=view, untouched=untouched
-            )
+            return await self._caches.release(session, changed=True, view=view)
         except BaseException:
             await close_view(view)
             raise

@@ -23,6 +23,7 @@ from zfsfs.errors import Busy, DriverError, Missing, Stopped, ZfsfsError
 from zfsfs.fs.area import Area
 from zfsfs.fs.caller import Caller, error
 from zfsfs.fs.ending import Endings
+from zfsfs.fs.insisting import insist
 from zfsfs.fs.nodes import NodeTable, stale
 from zfsfs.fs.places import CachePlace, SharedCache
 from zfsfs.fs.quiet import DRAIN, closed
@@ -73,6 +74,7 @@ class Sessions:
         self._shared: dict[CacheName, SharedCache] = {}
         self.nursery: trio.Nursery
         self.open_areas: set[Area] = set()
+        self._refused: set[Area] = set()  # those whose rmdir has failed: their sessions go nowhere all the same
         self._turns = Turns(self.open_areas, holds)
         self._leaving = False
         store.caches.renewed = self._renewed
@@ -191,7 +193,10 @@ class Sessions:
             view = await self._view_of(session)
         except BaseException:
             with trio.CancelScope(shield=True):
-                await self._store.caches.discard(session)
+                try:
+                    await self._store.caches.discard(session)
+                except (ZfsfsError, OSError):
+                    self.nursery.start_soon(self._give_up, session)
             raise
         if area.opens:
             # By readers of what was published before. Not here and now, in a request of one of them.
@@ -209,6 +214,13 @@ class Sessions:
         self._table.hold(area.root)
         self.open_areas.add(area)
         self.nursery.start_soon(self._keep, area)
+
+    async def _give_up(self, session: Session) -> None:
+        def say(why: Exception) -> None:
+            text = f"{session}, which could not be opened, can't be discarded yet: {why}"
+            self._store.events.append("warning", str(session), text)
+
+        await insist(lambda: self._store.caches.discard(session), say)
 
     async def _view_of(self, session: Session) -> View:
         ready = session.take_view()
@@ -255,7 +267,8 @@ class Sessions:
                 if not place.discarded and await self._is_held(area):
                     continue
                 await self.close(area)
-                if said and place.discarded and place.session is None:
+                if (said or area in self._refused) and place.discarded and place.session is None:
+                    self._refused.discard(area)
                     self._forgotten(area)  # whose rmdir has failed
             except (ZfsfsError, OSError, MemoryError) as failure:
                 # What is published has to move, so whoever holds that is in the way.
@@ -381,8 +394,13 @@ class Sessions:
         _remove(area, await self._last(area))
         if _place(area).session is not None:
             await closed(area)
-            await self.close(area)
+            try:
+                await self.close(area)
+            except BaseException:
+                self._refused.add(area)
+                raise
         await arrive()
+        self._refused.discard(area)
         self._forgotten(area)
 
     async def delete(self, name: CacheName, arrive: Arrive) -> None:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from zfsfs.errors import Missing, Refused
+from zfsfs.errors import Missing, Refused, ZfsfsError
 from zfsfs.fs.area import Area
 from zfsfs.fs.caller import Caller
+from zfsfs.fs.insisting import insist
 from zfsfs.fs.nodes import NEVER
 from zfsfs.fs.permission import READ, permits
 from zfsfs.fs.places import BuildPlace
@@ -42,6 +43,11 @@ async def start_build(tree: Tree, build: BuildName, mode: int, caller: Caller, a
     area = Area(tree.table, BuildPlace(build, info.created, caller.uid))
     area.attach(view)
     area.root.warm = NEVER if build.base else monotonic()
+
+    def say(why: Exception) -> None:
+        text = f"build {build.id}, which could not be started, can't be discarded yet: {why}"
+        tree.store.events.append("warning", str(build.id), text)
+
     try:
         _give_root(view.fd, user)
         guid = await builds.guid(build.id) if build.builder else 0
@@ -49,7 +55,11 @@ async def start_build(tree: Tree, build: BuildName, mode: int, caller: Caller, a
     except BaseException:
         await close_view(area.detach())
         with trio.CancelScope(shield=True):
-            await builds.discard(build.id)
+            try:
+                await builds.discard(build.id)
+            except (ZfsfsError, OSError):
+                # Its id is taken until that is done.
+                tree.sessions.nursery.start_soon(insist, lambda: builds.discard(build.id), say)
         raise
     tree.table.hold(area.root)
     tree.builds[build.id] = area

@@ -305,7 +305,11 @@ class Tree:
     async def discard_cancelled(self, area: Area) -> None:
         """The builder of a build whose directory was removed has ended."""
         self._lingering.discard(area)
-        await self._discard_build(area)
+        try:
+            await self._discard_build(area)
+        except BaseException:
+            self._lingering.add(area)
+            raise
 
     async def _discard_build(self, area: Area, arrive: Arrive = at_once) -> None:
         build = _build(area)

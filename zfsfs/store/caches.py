@@ -31,6 +31,7 @@ from zfsfs.store.recovery import repair
 from zfsfs.store.roots import give_root
 from zfsfs.store.spares import Spares
 from zfsfs.store.swap import Swap
+from zfsfs.store.views import close_view
 from zfsfs.threads import in_thread
 
 
@@ -195,7 +196,7 @@ class Caches:
                     await self._move(entry)
                 return Outcome.PUBLISHED
             if (unused := session.take_view()) is not None:
-                await in_thread(unused.close)
+                await close_view(unused)
             if session not in entry.sessions:
                 raise Missing(f"{session} is not open")
             with trio.CancelScope(shield=True):
@@ -368,7 +369,7 @@ class Caches:
             if session not in entry.sessions or self.is_decided(session):
                 raise Missing(f"{session} is not open, or is going to be published")
             if (unused := session.take_view()) is not None:
-                await in_thread(unused.close)
+                await close_view(unused)
             with trio.CancelScope(shield=True):
                 info = await in_thread(self._driver.info, session.dataset)
                 if info is not None and info.snapshots:

@@ -127,6 +127,25 @@ def test_a_look_at_all_processes_without_descriptors_is_made_later(tree: Mounted
     (tree / "builds/b").rename(tree / "results/b")
 
 
+def test_a_failed_build_that_could_not_be_opened_again_is_still_kept(unmounted: Mounted) -> None:
+    unmounted.mount(0.1, "--keep-failed", "2")
+    kept = unmounted / "builds/.failed/one"
+    for name in ("one", "b"):
+        (unmounted / "builds" / name).mkdir()
+        (unmounted / "builds" / name / "file").write_text(name)
+    (unmounted / "builds/one").rename(kept)
+    assert kept.stat().st_nlink
+    with few_descriptors(unmounted, 5), ExitStack() as stack:
+        assert open_until_refused(stack, unmounted / "builds/b/file") == errno.ENFILE
+        with failing(errno.ENFILE):
+            kept.rename(unmounted / "builds/one")
+    assert (kept / "file").read_text() == "one"
+    kept.rename(unmounted / "builds/one")
+    assert (unmounted / "builds/one/file").read_text() == "one"
+    for name in ("one", "b"):
+        (unmounted / "builds" / name).rename(unmounted / "results" / name)
+
+
 def test_a_release_without_descriptors_is_made_later(tree: Mounted) -> None:
     (tree / "builds/b").mkdir()
     (tree / "builds/b/file").write_text("contents")

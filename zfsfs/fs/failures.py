@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from zfsfs.driver import Driver, View
-from zfsfs.errors import Busy, InvalidName, Missing, ZfsfsError
+from zfsfs.errors import Busy, InvalidName, Missing
 from zfsfs.fs.area import Area
 from zfsfs.fs.places import BuildPlace, FailedPlace
 from zfsfs.fs.quiet import not_native, not_written
 from zfsfs.fs.users import BUILD
-from zfsfs.names import BuildId, BuildName, Dataset
+from zfsfs.names import BuildId, BuildName
 from zfsfs.store.arriving import Arrive, at_once
 from zfsfs.store.views import close_view
 from zfsfs.threads import in_thread
@@ -110,20 +109,24 @@ class Failures:
         await not_native(area)
         if area.view is None:
             await tree.ready(area)
-        uid = os.fstat(area.fd).st_uid
-        look = _Look(tree.store.driver, arrive)
-        with tree.users.taking(BUILD, uid):
-            info = await tree.store.builds.reopen(build.id, look)
+        uid, place = os.fstat(area.fd).st_uid, area.place
+        assert isinstance(place, FailedPlace)
+        # Before it gets its new name, which would have to be undone where it can't be looked into.
+        with trio.CancelScope(shield=True):
+            view = await in_thread(lambda: tree.store.driver.view(place.dataset, writable=True))
+        try:
+            if area.place is not place or place.deleted:
+                raise Missing(f"{build.id} is no failed build any more")
+            with tree.users.taking(BUILD, uid):
+                info = await tree.store.builds.reopen(build.id, arrive)
+        except BaseException:
+            await close_view(view)
+            raise
         area.place = BuildPlace(build, info.created, uid)
         self._areas.pop(build.id, None)
         area.on_forgotten = None
-        if look.view is None:
-            tree.users.give(BUILD, uid)
-            with trio.CancelScope(shield=True):
-                await tree.store.builds.discard(build.id)
-            raise look.failure
         before = area.detach()
-        area.attach(look.view)
+        area.attach(view)
         area.read_only = False
         tree.table.hold(area.root)
         tree.builds[build.id] = area
@@ -147,21 +150,3 @@ class Failures:
             area.place.deleted = True
             self._tree.table.hold(area.root)
             await self._tree.end(area)
-
-
-class _Look:
-    """What `Builds.reopen` awaits: it looks into the dataset, before who asked has to come back. `view`, or why there
-    is none."""
-
-    def __init__(self, driver: Driver, arrive: Arrive) -> None:
-        self._driver, self._arrive = driver, arrive
-        self.view: View | None = None
-        self.failure: Exception = AssertionError("nobody has looked")
-
-    async def __call__(self, dataset: Dataset) -> None:
-        with trio.CancelScope(shield=True):
-            try:
-                self.view = await in_thread(lambda: self._driver.view(dataset, writable=True))
-            except (ZfsfsError, OSError, MemoryError) as failure:
-                self.failure = failure
-        await self._arrive()

@@ -12,7 +12,7 @@ under way for is in `_flying`.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -356,17 +356,15 @@ class Builds:
             raise Exists(f"{id} is {'a result' if id in self._results else 'being built'}")
         return kept
 
-    async def reopen(self, id: BuildId, arrive: Callable[[Dataset], Awaitable[None]] | None = None) -> BuildInfo:
-        """A failed build runs again, by whom it will be ended as any other. `arrive` is awaited, with what its
-        dataset is called now, before the tables say so. Raises what `may_reopen` does, Busy, and what the verb
-        raises: it is then still kept."""
+    async def reopen(self, id: BuildId, arrive: Arrive = at_once) -> BuildInfo:
+        """A failed build runs again, by whom it will be ended as any other. `arrive` is awaited before the tables say
+        so. Raises what `may_reopen` does, Busy, and what the verb raises: it is then still kept."""
         kept = self.may_reopen(id)
         with self._flight(id, kept.base):
             await self._rename(kept.dataset, result(id))
             # A crash here and until it is ended: a left-over.
             build = BuildInfo(id, kept.base, kept.created, result(id))
-            if arrive is not None:
-                await arrive(build.dataset)
+            await arrive()
             del self._failed[id]
             self._running[id] = build
         self._events.append("reopened", str(id), f"failed build {id} is opened again")

@@ -27,7 +27,7 @@ from zfsfs.config import Builder, CacheUse, KeepFailed, Publish
 from zfsfs.errors import Busy, Exists, Missing, ZfsfsError
 from zfsfs.fs.area import Area
 from zfsfs.fs.caller import NOBODY, Caller
-from zfsfs.fs.insisting import insist
+from zfsfs.fs.insisting import LONGEST, insist
 from zfsfs.fs.logs import Logs
 from zfsfs.fs.places import BuildPlace
 from zfsfs.fs.quiet import abandoned
@@ -39,6 +39,8 @@ from zfsfs.threads import UNLIMITED, in_thread
 
 log = logging.getLogger(__name__)
 
+#: Seconds between two looks at failed builds, at the least.
+_SOON = 1.0
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -389,9 +391,13 @@ class Builders:
         self._tidying.set()
 
     async def tidy(self) -> None:
-        """Delete failed builds that are too many or too old, until cancelled."""
+        """Delete failed builds that are too many or too old, until cancelled. What somebody holds is tried ever more
+        rarely."""
         keep, tree = self._keep, self._tree
+        said: dict[BuildId, str] = {}
+        pause = _SOON
         while True:
+            stay: dict[BuildId, str] = {}
             for each in surplus(tree.store.builds.failed().values(), keep, self._clock()):
                 path = b"builds/.failed/" + each.id.name
                 try:
@@ -400,11 +406,14 @@ class Builders:
                         lambda each=each: tree.failures.forget(each.id),  # type: ignore[misc]
                     )
                 except (ZfsfsError, OSError) as failure:
-                    text = f"failed build {each.id} can't be deleted yet: {failure}"
-                    tree.store.events.append("warning", str(each.id), text)
-            left = [each.ended + keep.seconds - self._clock() for each in tree.store.builds.failed().values()]
+                    text = stay[each.id] = f"failed build {each.id} can't be deleted yet: {failure}"
+                    if said.get(each.id) != text:
+                        tree.store.events.append("warning", str(each.id), text)
+            said, pause = stay, min(pause * 2, LONGEST) if stay else _SOON
+            failed = [each for each in tree.store.builds.failed().values() if each.id not in stay]
+            left = [each.ended + keep.seconds - self._clock() for each in failed]
             self._tidying = trio.Event()
-            with trio.move_on_after(max(min(left, default=math.inf), 1.0)):
+            with trio.move_on_after(min(max(min(left, default=math.inf), _SOON), pause if stay else math.inf)):
                 await self._tidying.wait()
 
     async def close(self) -> None:

@@ -63,6 +63,26 @@ def test_and_what_was_written_through_a_mapping_whose_file_was_closed(tree, cach
     assert (cache / "file").read_text() == "later"
 
 
+def test_what_is_written_after_the_daemons_end_changes_nothing_that_was_published(tree, cache):
+    fd = os.open(cache / "file", os.O_RDWR)
+    os.pwrite(fd, b"later", 0)
+    terminated(tree)
+    with suppress(OSError):  # unless the kernel writes by itself
+        os.pwrite(fd, b"after", 0)
+    tree.mount()
+    assert (cache / "file").read_text() == "later"
+    with suppress(OSError):
+        os.pwrite(fd, b"again", 0)
+    tree.umount()
+    tree.mount()
+    assert (cache / "file").read_text() == "later"
+    os.close(fd)
+    (cache / "other").touch()
+    assert tree.outcome("c") == "published"
+    assert (cache / "file").read_text() == "later"
+    tree.closed()
+
+
 def test_sigterm_discards_running_builds_and_keeps_results(tree):
     (tree / "builds/done").mkdir()
     (tree / "builds/done/file").write_text("x")

@@ -340,6 +340,17 @@ async def release_that_wins_and_the_next_opens(scene: Scene) -> None:
     assert seen(scene.driver, session.dataset) == "new"
 
 
+async def release_of_what_somebody_has_open(scene: Scene) -> None:
+    scene.may(scene.npm, "old", "new")
+    former = scene.ours.dataset
+    await scene.store.caches.part(scene.ours, None)
+    if scene.driver.info(former) is not None:
+        fill(scene.driver, former, "later")
+    await scene.store.caches.release(scene.ours, changed=True)
+    scene.must(scene.npm, "new")
+    await scene.store.complete_deletes()
+
+
 async def release_that_loses(scene: Scene) -> None:
     late = await scene.store.caches.open(scene.npm, b"late")
     fill(scene.driver, late.dataset, "late")
@@ -483,6 +494,7 @@ SEQUENCES = (
     Sequence("", first_use_of_a_cache),
     Sequence("cache", release_that_wins),
     Sequence("cache", release_that_wins_and_the_next_opens),
+    Sequence("cache", release_of_what_somebody_has_open),
     Sequence("cache", release_that_loses),
     Sequence("cache", release_of_an_unchanged_session, within=True),
     Sequence("cache", setting_a_rule_and_releasing),

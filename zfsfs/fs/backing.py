@@ -97,6 +97,10 @@ class Backings:
         if backing:
             self._unregister(backing)
 
+    def passes(self, area: Area) -> bool:
+        """Whether files that are open in an area are passed through, which the daemon's end does not end."""
+        return any(each.backing and node.area is area for node, each in self._open.items())
+
     def drop_area(self, area: Area) -> None:
         """Keep nothing of what is in an area."""
         for node in [each for each in self._kept if each.area is area]:

@@ -55,9 +55,21 @@ class Endings:
                     area.attach(view)
                 raise
         await area.write_out()
+        if area.writers and area.table.keeper is not None and area.table.keeper.passes(area):
+            await self._part(area, session)
         outcome = await self._publish(session, self._showing.take_view(shared))
         shared.view = area.view  # the clone is the cache now, and what looks into it goes on doing so
         return outcome
+
+    async def _part(self, area: Area, session: Session) -> None:
+        """At the daemon's end, whoever has a file open that the kernel writes by itself goes on writing in it. What
+        is published must not change by that."""
+        try:
+            await self._caches.part(session, area.view)
+        except (ZfsfsError, OSError) as failure:
+            log.warning("session %s: what is written later to files that are open changes it: %s", session, failure)
+        else:
+            area.detach()
 
     async def _end_decided(self, area: Area, place: CachePlace, session: Session) -> Outcome:
         """Complete a release that could not be completed before; it is too late to discard it."""

@@ -178,6 +178,9 @@ class Keeper(Protocol):
     def drop_area(self, area: Area) -> None:
         """Keep nothing of what is in an area."""
 
+    def passes(self, area: Area) -> bool:
+        """Whether the kernel reads and writes files that are open in an area by itself."""
+
 
 #: Below this many nodes no table is worth being made smaller.
 _FEW = 10_000

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
+from contextlib import suppress
 
 import trio
 
@@ -25,7 +26,7 @@ from zfsfs.names import CacheName, Dataset, Snapshot, cache, cache_of, cache_tmp
 from zfsfs.store.arriving import Arrive, at_once
 from zfsfs.store.entries import CacheInfo, Entry, Session, Spare
 from zfsfs.store.events import EventLog, Outcome
-from zfsfs.store.layout import NEXT, RULES, SNAP, Numbers, foreign, generation, junk, rules
+from zfsfs.store.layout import NEXT, RULES, SNAP, Numbers, foreign, generation, junk, names, old_name, rules
 from zfsfs.store.reaper import FIRST_DELAY, LONGEST_DELAY, Reaper, bury
 from zfsfs.store.recovery import repair
 from zfsfs.store.roots import give_root
@@ -202,6 +203,40 @@ class Caches:
             with trio.CancelScope(shield=True):
                 outcome = await self._end(entry, session, changed, withheld, view, untouched)
             return outcome  # noqa: RET504 - mypy believes that the scope may swallow an exception
+
+    async def part(self, session: Session, view: View | None) -> None:
+        """Let a session go on in a copy, which nobody has open: who has files of it open goes on with what it was,
+        and goes nowhere. `view` is one of that, and will be closed, unless this raises. Raises Missing (it is not
+        open), and what the verbs raise: it is then as before."""
+        entry = self._entry(session.cache)
+        async with entry.lock:
+            if session not in entry.sessions or self.is_decided(session):
+                raise Missing(f"{session} is not open, or is going to be published")
+            former, copy = session.dataset, cache_tmp(self._numbers.take(), session.cache)
+            with trio.CancelScope(shield=True):
+                await in_thread(self._part, former, copy)
+            session.dataset = copy
+            self._reaper.add(former, with_foreign=False, view=view)
+
+    def _part(self, former: Dataset, copy: Dataset) -> None:
+        info = self._driver.info(former)
+        if info is None:
+            raise Missing(f"{former} is gone")
+        apart = Snapshot(former, old_name(0, names(info)))
+        self._driver.snapshot(apart)
+        # In pictures, with C the cache; after a crash all but C goes, for nothing is decided.
+        try:
+            # (1)  C[snap] <- former[apart]
+            self._driver.clone(apart, copy)
+            # (2)  C[snap] <- former[apart] <- copy
+            self._driver.promote(copy)
+            # (3)  C[snap] <- copy[apart] <- former: a clone of the cache as it has to be to be published
+        except BaseException:
+            with suppress(StoreError):
+                self._driver.destroy(copy)
+            with suppress(StoreError):
+                self._driver.destroy_snapshot(apart, defer=True)
+            raise
 
     def _keeps(self, entry: Entry, session: Session, view: View | None) -> bool:
         """Keep the clone of a session that ends ready for the next one, if that is wanted."""

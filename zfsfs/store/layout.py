@@ -11,7 +11,8 @@
     cache-tmp/N-f-ID        a build that failed and is kept; where there are several of an ID, the highest N counts
     @snap                   see above
     @zfsfs-next             on a clone in cache-tmp: its release is decided. On a cache: the release is not tidied yet
-    @old-N                  an earlier version, going as soon as no clone needs it
+    @old-N                  an earlier version, going as soon as no clone needs it. On a session's clone: where it was
+                            parted from who has files of it open
     any other snapshot      foreign: never destroyed, unless a user's own rmdir deletes the dataset
     zfsfs:failed            on cache-tmp/N-f-ID: how the build ended, as JSON. On result/ID it says nothing
     zfsfs:policy            on a cache: what becomes of its sessions (see `policy`)

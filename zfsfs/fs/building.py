@@ -134,7 +134,9 @@ class Builders:
                 run.ended = Ended(reason=f"the daemon has failed: {failure!r}")
                 self._ends.details[ident] = self._line(run)
             with trio.CancelScope(shield=True):
-                await self._finish(run)
+                discard = await self._finish(run)
+            if discard is not None:
+                await self._insist(ident, discard)
         except Exception as failure:
             self._complain(ident, f"it could not be ended: {failure}")
         finally:
@@ -321,21 +323,21 @@ class Builders:
             line["outcome"] = "cancelled" if ended.reason == "cancelled" else "failed"
         return line
 
-    async def _finish(self, run: Run) -> None:
+    async def _finish(self, run: Run) -> Callable[[], Awaitable[None]] | None:
+        """Publish it or keep it; else returned is what discards it."""
         place = _place(run.area)
         old, ident = b"builds/" + bytes(place.name), place.name.id
         if not self._end.is_set():
             await abandoned(run.area)
         if place.cancelled:
-            await self._insist(ident, lambda: self._tree.discard_cancelled(run.area))
-            return
+            return lambda: self._tree.discard_cancelled(run.area)
         if run.success:
             try:
                 await self._by_path(
                     lambda root: os.rename(old, b"results/" + ident.name, src_dir_fd=root, dst_dir_fd=root),
                     lambda: self._tree.publish(bytes(place.name), ident.name),
                 )
-                return
+                return None
             except (ZfsfsError, OSError) as failure:
                 run.failure = f"it can't be published: {failure}"
                 self._ends.details[ident] |= {"outcome": "failed", "reason": run.failure}
@@ -347,14 +349,11 @@ class Builders:
                     lambda root: os.rename(old, kept, src_dir_fd=root, dst_dir_fd=root),
                     lambda: self._tree.failures.keep(bytes(place.name), ident.name),
                 )
-                return
+                return None
             except (ZfsfsError, OSError) as failure:
                 self._tree.store.events.append("warning", str(ident), f"build {ident} can't be kept: {failure}")
-        await self._insist(
-            ident,
-            lambda: self._by_path(
-                lambda root: os.rmdir(old, dir_fd=root), lambda: self._tree.rmdir(BUILDS, bytes(place.name))
-            ),
+        return lambda: self._by_path(
+            lambda root: os.rmdir(old, dir_fd=root), lambda: self._tree.rmdir(BUILDS, bytes(place.name))
         )
 
     async def _insist(self, ident: BuildId, verb: Callable[[], Awaitable[None]]) -> None:

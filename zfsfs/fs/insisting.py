@@ -17,12 +17,14 @@ async def insist(
     verb: Callable[[], Awaitable[object]], say: Callable[[Exception], object], end: trio.Event | None = None
 ) -> None:
     """Do something until it succeeds, or what it is about is not there any more, ever more rarely; `say` is called
-    with what stands in its way, once as long as that stays the same. With `end` set, it is tried once and no more."""
+    with what stands in its way, once as long as that stays the same. With `end` set it is tried once and no more; who
+    is cancelled has tried it once, too."""
     said, pause = "", FIRST
     end = trio.Event() if end is None else end
     while True:
         try:
-            await verb()
+            with trio.CancelScope(shield=True):
+                await verb()
             return
         except (Missing, FileNotFoundError):
             return

@@ -1,12 +1,22 @@
 """The command line with something changed in the daemon: `python changed_daemon.py HOW GATE mount …`.
 
-HOW is `alone` (pyfuse3 answers every request), `gathered` (the kernel reads and writes nothing by itself), `older`
-(its status says less), `full` (nothing moves from group to group as long as GATE/full exists), `ungrouped` (it makes
-no control groups), `spares` (clones are kept ready on directories, too), `grouped` (nothing is changed),
-`illegible` (no log can be read, in a way that nobody expects), `incurious` (it does not look by itself for who has
-something natively), `patient` (it waits for minutes until what is open is closed, and for seconds for requests), or a
-call that stops, once, when GATE/armed is there: it removes that, says so in the fifo GATE/entered and waits for
-GATE/go.
+HOW is one of
+
+    alone      pyfuse3 answers every request
+    gathered   the kernel reads and writes nothing by itself
+    older      its status says less
+    full       nothing moves from group to group as long as GATE/full exists
+    broken     the verbs of the storage fail that GATE/broken names, while it exists
+    ungrouped  it makes no control groups
+    narrow     calls that are not known to wait for the daemon have one thread
+    spares     clones are kept ready on directories, too
+    grouped    nothing is changed
+    illegible  no log can be read, in a way that nobody expects
+    incurious  it does not look by itself for who has something natively
+    patient    it waits for minutes until what is open is closed, and for seconds for requests
+
+or a call (`CALLS`) that stops, once, when GATE/armed is there: it removes that, says so in the fifo GATE/entered and
+waits for GATE/go.
 """
 
 from __future__ import annotations

@@ -142,6 +142,8 @@ def test_a_working_directory_holds_a_session_and_a_crash_of_its_process_closes_i
 def test_a_mapping_keeps_a_session_open_whose_file_was_closed_and_what_it_writes_is_published(tree, cache):
     with mapped(cache / "file") as memory:
         until_held(tree, "c", "mapped")
+        with failing(errno.EBUSY):
+            cache.rmdir()
         memory[0:5] = b"later"
     assert tree.outcome("c") == "published"
     assert (cache / "file").read_text() == "later"

@@ -59,6 +59,7 @@ def test_and_what_was_written_through_a_mapping_whose_file_was_closed(tree, cach
         until(lambda: [each["open"] for each in tree.status()["sessions"]] == [0])
         memory[0:5] = b"later"
         terminated(tree)
+        memory[0:5] = b"after"
     tree.mount()
     assert (cache / "file").read_text() == "later"
 

@@ -55,7 +55,8 @@ class Endings:
                     area.attach(view)
                 raise
         await area.write_out()
-        if area.writers and area.table.keeper is not None and area.table.keeper.passes(area):
+        keeper = area.table.keeper
+        if area.mapped or (area.writers and keeper is not None and keeper.passes(area)):
             await self._part(area, session)
         outcome = await self._publish(session, self._showing.take_view(shared))
         shared.view = area.view  # the clone is the cache now, and what looks into it goes on doing so

@@ -298,7 +298,7 @@ class Sessions:
                 return True
         place.holders = await self._scan(area, not area.may_have_changed)
         if not place.holders and area.mapped and (count := await self._table.mapped(area)):
-            place.holders = [f"{count} files that are mapped to be written"]
+            place.holders = [_mappings(count)]
         if not place.holders:
             return area.keepers > 0 or area.touched
         with trio.move_on_after(HOLDER_PAUSE):
@@ -455,7 +455,10 @@ class Sessions:
             with trio.move_on_after(DRAIN):
                 await area.until(lambda area=area: area.opens <= area.guests)  # type: ignore[misc]
             not_open(area)
-            if held := await self._scan(area, False):
+            held = await self._scan(area, False)
+            if area.mapped and (count := await self._table.mapped(area)):
+                held.append(_mappings(count))
+            if held:
                 raise Busy(f"cache {cache.name} has a session that is held by {', '.join(held)}")
         # Somebody may have come meanwhile; and before the first is thrown away it must be known that all can be.
         mine = those()
@@ -486,6 +489,10 @@ class Sessions:
         async with trio.open_nursery() as nursery:
             for shared in self._shared.values():
                 nursery.start_soon(close_view, self._showing.take_view(shared))
+
+
+def _mappings(count: int) -> str:
+    return f"{count} files that are mapped to be written"
 
 
 def _place(area: Area) -> CachePlace:

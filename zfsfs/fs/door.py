@@ -27,7 +27,7 @@ from zfsfs.fs.natives import Grant, Held, Natives, trusted
 from zfsfs.fs.outputs import Outputs
 from zfsfs.native import wire
 from zfsfs.native.wire import Message, Peer
-from zfsfs.threads import PAUSE, in_thread
+from zfsfs.threads import PAUSE, UNLIMITED, in_thread
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,6 @@ class _Talk:
         self._connection = connection
         self._peer = peer
         self._granted: list[Held] = []
-        self._closing = trio.CapacityLimiter(1)
 
     async def run(self) -> None:
         """Answer its requests, one after another."""
@@ -131,16 +130,7 @@ class _Talk:
             return not patience.cancelled_caught
         finally:
             _closed(given)
-            await self._close(descriptors)
-
-    async def _close(self, descriptors: list[int]) -> None:
-        """They may belong to a filesystem that never answers. Then only this connection waits for ever: it takes up a
-        thread that nobody else would have got."""
-        while descriptors:
-            try:
-                await in_thread(_closed, descriptors, abandon_on_cancel=True, limiter=self._closing)
-            except DriverError:
-                await trio.sleep(PAUSE)  # until a thread is to be had
+            await _close_elsewhere(descriptors)
 
     async def _receive(self, descriptors: list[int]) -> Message | None:
         data, ancillary, flags, _ = await self._connection.recvmsg(wire.PACKET, wire.ROOM, socket.MSG_CMSG_CLOEXEC)
@@ -242,6 +232,15 @@ def _closed(descriptors: list[int]) -> list[int]:
     while descriptors:
         os.close(descriptors.pop())
     return descriptors
+
+
+async def _close_elsewhere(descriptors: list[int]) -> None:
+    """They may belong to a filesystem that never answers. Then only who has sent them waits for ever."""
+    while descriptors:
+        try:
+            await in_thread(_closed, descriptors, abandon_on_cancel=True, limiter=UNLIMITED)
+        except DriverError:
+            await trio.sleep(PAUSE)  # until a thread is to be had
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,16 @@
 """`.zfsfs/log/ID`: what builders, and the commands of `zfsfs build`, have printed.
 
-Guarantees: a log lies in the store's state, named by the guid of the build's dataset, so no other build of that id
-ever has it. It goes with its result; that of a build that failed is kept while it is among the last `RECENT`, and
-until the daemon ends. `start` removes what belongs to nothing.
+Guarantees: a log lies in the store's state, named by the guid of the build's dataset, and goes when another build of
+that id begins: no other ever has it. It goes with its result; that of a build that failed is kept while it is among
+the last `RECENT`, and until the daemon ends. `start` removes what belongs to nothing.
 
-Who began a build owns its log, and reads it; so does root, and nobody else.
+Who began a build owns its log, and reads it; so does root, and nobody else. The kernel sees to that by the attributes
+it was told, which may be those of an earlier build's log; so whoever opens one is looked at again.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections import OrderedDict
@@ -17,6 +19,7 @@ from contextlib import suppress
 
 from zfsfs.builders.log import Reading, View, tail
 from zfsfs.errors import InvalidName
+from zfsfs.fs.caller import error
 from zfsfs.fs.control import Asker, Facts, File, Folder, Reader
 from zfsfs.names import BuildId
 from zfsfs.store import Event, FailedInfo, ResultInfo, Store
@@ -83,8 +86,11 @@ class Logs:
         """What has a log."""
         return list(self._guids)
 
+    def __contains__(self, ident: BuildId) -> bool:
+        return ident in self._guids
+
     def _happened(self, event: Event) -> None:
-        if event.kind not in ("deleted", "discarded", "failed-deleted"):
+        if event.kind not in ("build-started", "deleted", "discarded", "failed-deleted"):
             return
         ident = BuildId(event.subject.encode("ascii"))
         guid = self._guids.get(ident)
@@ -131,7 +137,7 @@ class LogFolder(Folder):
             ident = BuildId(name)
         except InvalidName:
             return None
-        return _Log(self._logs, ident) if ident in self._logs.names() else None
+        return _Log(self._logs, ident) if ident in self._logs else None
 
 
 class _Log:
@@ -157,7 +163,11 @@ class _Log:
         return fd
 
     async def open(self, asker: Asker) -> Reader:
-        return _OpenLog(self._open())
+        fd = self._open()
+        if asker.uid not in (0, os.fstat(fd).st_uid):
+            os.close(fd)
+            raise error(errno.EACCES)
+        return _OpenLog(fd)
 
 
 class _OpenLog:

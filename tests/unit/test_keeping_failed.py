@@ -51,7 +51,7 @@ class Tidying(Builders):
         self.events = EventLog(trio.current_time)
         store = SimpleNamespace(builds=SimpleNamespace(failed=lambda: kept), events=self.events)
         tree = SimpleNamespace(store=store, failures=SimpleNamespace(forget=self.forget))
-        super().__init__(tree, {}, "", None, None, None, KeepFailed(5, 1.0), trio.current_time)
+        super().__init__(tree, {}, "", "", None, None, None, KeepFailed(5, 1.0), trio.current_time)
 
     async def forget(self, ident: BuildId) -> None:
         self.tried.append(trio.current_time())

@@ -11,7 +11,7 @@ HOW is one of
     narrow     calls that are not known to wait for the daemon have one thread
     spares     clones are kept ready on directories, too
     grouped    nothing is changed
-    illegible  no log can be read, in a way that nobody expects
+    speechless it fails to say how a builder has ended, in a way that nobody expects
     incurious  it does not look by itself for who has something natively
     patient    it waits for minutes until what is open is closed, and for seconds for requests
 
@@ -112,8 +112,8 @@ def change(how: str, gate: Path) -> None:
         zfsfs.daemon._serve = with_one_thread(zfsfs.daemon._serve)
     elif how == "ungrouped":
         cgroups.make = lambda name, processes=None: None
-    elif how == "illegible":
-        zfsfs.fs.logs.tail = lambda view, size: 1 // 0
+    elif how == "speechless":
+        zfsfs.fs.building.Builders._tell = lambda self, run: 1 // 0
     elif how != "grouped":
         assert how in CALLS
         setattr(os, how, stopping(getattr(os, how), gate))

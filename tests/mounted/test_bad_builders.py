@@ -122,7 +122,7 @@ def test_a_command_has_no_descriptor_but_its_input_and_output(unmounted, folder,
 
 
 def test_what_nobody_expects_of_one_build_ends_that_and_not_the_daemon(unmounted, folder):
-    unmounted.mount_changed("illegible", folder, "--config", configuration(folder, "echo one"))
+    unmounted.mount_changed("speechless", folder, "--config", configuration(folder, "echo one"))
     (unmounted / "builds/sh+one").mkdir()
     line = ended(unmounted, "one")
     assert (line["outcome"], line["builder"]) == ("failed", "sh")

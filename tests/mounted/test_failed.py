@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 
 import pytest
+from as_user import as_user
 from errnos import failing
 from mounted_tree import until
+
+ANN, BOB = 1234, 1235
 
 
 @pytest.fixture
@@ -49,6 +53,37 @@ def test_a_failed_build_is_kept_as_it_was(keeping):
     kept.rmdir()
     assert os.listdir(keeping / "builds/.failed") == []
     assert keeping.status()["failed"] == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users")
+def test_what_a_failed_build_printed_is_for_root_and_who_made_it(keeping):
+    made = keeping / "builds/sh+one"
+    assert as_user(ANN, made.mkdir) == ""
+    (keeping / ".zfsfs/wait/one").read_bytes()
+    (failed,) = keeping.status()["failed"]
+    assert failed["exit"] == 7
+    assert "what is wrong" not in json.dumps(failed)
+    kept = keeping / "builds/.failed/one"
+    assert attribute(kept, "log") == "what is wrong\n"
+
+    def sees(listed: bool) -> None:
+        assert ("user.zfsfs.log" in os.listxattr(kept)) is listed
+        assert attribute(kept, "exit") == "7"
+
+    assert as_user(ANN, lambda: sees(listed=True)) == as_user(BOB, lambda: sees(listed=False)) == ""
+    assert as_user(ANN, lambda: attribute(kept, "log")) == ""
+    assert as_user(BOB, lambda: attribute(kept, "log")) == "EACCES"
+
+
+def test_a_failed_build_has_its_log_when_its_id_is_built_again(keeping):
+    fail(keeping, "sh+one")
+    (keeping / "builds/one").mkdir()
+    assert os.listdir(keeping / ".zfsfs/log") == []
+    (keeping / "builds/one").rename(keeping / "results/one")
+    assert os.listdir(keeping / ".zfsfs/log") == []  # the result has none
+    keeping.umount()
+    keeping.mount(0.1, "--keep-failed", "5")
+    assert attribute(keeping / "builds/.failed/one", "log") == "what is wrong\n"
 
 
 def test_a_failed_build_is_opened_again_and_published(keeping):

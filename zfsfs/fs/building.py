@@ -88,7 +88,7 @@ class Builders:
         self._mountpoint = mountpoint
         self._socket = socket
         self._ends = ends
-        self._logs = logs
+        self.logs = logs
         self._records = records
         self._runs: set[Run] = set()
         self._idle = trio.Event()
@@ -160,7 +160,7 @@ class Builders:
         place, builder = _place(run.area), run.builder
         ident = place.name.id
         try:
-            fd = self._logs.create(ident, run.guid, owner)
+            fd = self.logs.create(ident, run.guid, owner)
         except OSError as failure:
             return Ended(reason=f"its output can't be kept: {failure.strerror}")
         opened: list[tuple[CacheUse, Area]] = []
@@ -304,11 +304,7 @@ class Builders:
         else:
             how = f"has failed: signal {ended.signal}" if ended.signal else f"has failed: exit code {ended.exit}"
         line = self._ends.details[ident] = self._line(run)
-        tail = b""
-        with suppress(OSError):
-            tail = self._logs.tail(ident, 1000)
-        log_end = tail.decode("utf-8", "replace")
-        run.facts = {**{key: value for key, value in line.items() if key != "outcome"}, "log": log_end}
+        run.facts = {key: value for key, value in line.items() if key != "outcome"}
         self._tree.store.events.append("builder-ended", str(ident), f"builder {builder} on {ident} {how}")
 
     @staticmethod

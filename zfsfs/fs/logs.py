@@ -1,8 +1,9 @@
 """`.zfsfs/log/ID`: what builders, and the commands of `zfsfs build`, have printed.
 
-Guarantees: a log lies in the store's state, named by the guid of the build's dataset, and goes when another build of
-that id begins: no other ever has it. It goes with its result; that of a build that failed is kept while it is among
-the last `RECENT`, and until the daemon ends. `start` removes what belongs to nothing.
+Guarantees: a log lies in the store's state, named by the guid of the build's dataset, and shows until another build
+of that id begins: no other ever has it. It goes with its result, or with the failed build that is kept; that of one
+that is not is kept while it is among the last `RECENT`, and until the daemon ends. `start` removes what belongs to
+nothing.
 
 Who began a build owns its log, and reads it; so does root, and nobody else. The kernel sees to that by the attributes
 it was told, which may be those of an earlier build's log; so whoever opens one is looked at again.
@@ -27,6 +28,7 @@ from zfsfs.store import Event, FailedInfo, ResultInfo, Store
 #: Failed builds whose logs are still there.
 RECENT = 100
 _OPEN = os.O_NOFOLLOW | os.O_CLOEXEC
+_ENDS = ("build-started", "deleted", "discarded", "failed", "reopened", "failed-deleted")
 
 
 class Logs:
@@ -35,19 +37,24 @@ class Logs:
     def __init__(self, store: Store, fd: int) -> None:
         self._store = store
         self._fd = fd
-        self._guids: dict[BuildId, int] = {}
+        self._guids: dict[BuildId, int] = {}  # what shows
+        self._failed: dict[BuildId, int] = {}  # failed builds that are kept
         self._recent: OrderedDict[BuildId, int] = OrderedDict()
         store.events.subscribers.append(self._happened)
 
     def start(self, failed: Mapping[BuildId, FailedInfo]) -> None:
         """Find the logs of results and of failed builds that are kept, and remove those of nothing."""
-        results = {info.guid: ident for ident in self._store.builds.results() if (info := self._result(ident))}
-        results |= {info.guid: ident for ident, info in failed.items()}
+        self._failed = {ident: info.guid for ident, info in failed.items()}
+        shown = {guid: ident for ident, guid in self._failed.items()}
+        for ident in self._store.builds.results():
+            if info := self._result(ident):
+                shown.pop(self._failed.get(ident, -1), None)
+                shown[info.guid] = ident
         for name in os.listdir(self._fd):
             guid = int(name) if name.isascii() and name.isdigit() else -1
-            if guid in results:
-                self._guids[results[guid]] = guid
-            else:
+            if guid in shown:
+                self._guids[shown[guid]] = guid
+            elif guid not in self._failed.values():
                 self._unlink(name)
 
     def _result(self, ident: BuildId) -> ResultInfo | None:
@@ -66,16 +73,27 @@ class Logs:
     def open(self, ident: BuildId) -> int | None:
         """The log of a build or result as a descriptor, None when there is none."""
         guid = self._guids.get(ident)
+        return None if guid is None else self._open(guid)
+
+    def _open(self, guid: int) -> int | None:
         with suppress(FileNotFoundError):
-            return None if guid is None else os.open(str(guid), os.O_RDONLY | _OPEN, dir_fd=self._fd)
+            return os.open(str(guid), os.O_RDONLY | _OPEN, dir_fd=self._fd)
         return None
 
-    def tail(self, ident: BuildId, size: int = 2048) -> bytes:
-        """The end of a log."""
-        fd = self.open(ident)
+    def may_read(self, guid: int, uid: int) -> bool:
+        """Whether a user may read the log of that number, if there is one."""
+        with suppress(FileNotFoundError):
+            return may_read(os.stat(str(guid), dir_fd=self._fd, follow_symlinks=False), uid)
+        return True
+
+    def tail(self, guid: int, uid: int, size: int = 1000) -> bytes:
+        """The end of the log of that number, for a user. Raises EACCES."""
+        fd = self._open(guid)
         if fd is None:
             return b""
         try:
+            if not may_read(os.fstat(fd), uid):
+                raise error(errno.EACCES)
             return tail(View(fd), size)
         except ValueError:
             return b""
@@ -90,25 +108,51 @@ class Logs:
         return ident in self._guids
 
     def _happened(self, event: Event) -> None:
-        if event.kind not in ("build-started", "deleted", "discarded", "failed-deleted"):
+        if event.kind not in _ENDS:
             return
         ident = BuildId(event.subject.encode("ascii"))
-        guid = self._guids.get(ident)
-        if guid is None:
-            return
-        if event.kind == "failed-deleted" and event.fields.get("guid") != guid:
-            return  # another build of that id has a log now
-        if event.kind != "discarded":
+        if event.kind in ("build-started", "deleted"):
             self._drop(ident)
-            return
-        self._recent[ident] = guid
+        elif event.kind == "discarded":
+            self._discarded(ident)
+        elif event.kind == "failed":
+            guid = event.fields.get("guid")
+            assert isinstance(guid, int)
+            self._forget_failed(ident)
+            self._failed[ident] = guid
+        elif event.kind == "reopened":
+            self._reopened(ident)
+        else:
+            self._forget_failed(ident)
+
+    def _discarded(self, ident: BuildId) -> None:
+        if ident in self._guids:
+            self._recent[ident] = self._guids[ident]
         while len(self._recent) > RECENT:
             self._drop(next(iter(self._recent)))
 
+    def _reopened(self, ident: BuildId) -> None:
+        """It runs again, and what it has printed shows again, whatever has shown meanwhile."""
+        guid = self._failed.pop(ident, None)
+        if guid != self._guids.get(ident):
+            self._drop(ident)
+            if guid is not None:
+                self._guids[ident] = guid
+
+    def _forget_failed(self, ident: BuildId) -> None:
+        guid = self._failed.pop(ident, None)
+        if guid is None:
+            return
+        if self._guids.get(ident) == guid:
+            self._drop(ident)
+        else:
+            self._unlink(str(guid))
+
     def _drop(self, ident: BuildId) -> None:
+        """It shows no longer. A failed build that is kept keeps its log."""
         self._recent.pop(ident, None)
         guid = self._guids.pop(ident, None)
-        if guid is not None:
+        if guid is not None and guid != self._failed.get(ident):
             self._unlink(str(guid))
 
     def _unlink(self, name: str) -> None:
@@ -118,6 +162,11 @@ class Logs:
     def close(self) -> None:
         """The end."""
         os.close(self._fd)
+
+
+def may_read(st: os.stat_result, uid: int) -> bool:
+    """Whether a log with these attributes is a user's to read."""
+    return uid in (0, st.st_uid)
 
 
 class LogFolder(Folder):
@@ -164,7 +213,7 @@ class _Log:
 
     async def open(self, asker: Asker) -> Reader:
         fd = self._open()
-        if asker.uid not in (0, os.fstat(fd).st_uid):
+        if not may_read(os.fstat(fd), asker.uid):
             os.close(fd)
             raise error(errno.EACCES)
         return _OpenLog(fd)

@@ -232,7 +232,7 @@ class Operations(OwnOperations):
             return await self._holders(inode, ctx.uid)
         node = await self.at_hand(inode)
         if node.parent is None and name.startswith(b"user.zfsfs."):
-            value = await status.xattr(self._tree, node.area, name)
+            value = await status.xattr(self._tree, node.area, name, ctx.uid)
             if value is None:
                 raise error(errno.ENODATA)
             return value
@@ -254,7 +254,7 @@ class Operations(OwnOperations):
         if inode < FIRST_INODE:
             return []
         node = await self.at_hand(inode)
-        mine = status.xattr_names(node.area) if node.parent is None else []
+        mine = status.xattr_names(self._tree, node.area, ctx.uid) if node.parent is None else []
         return mine + self._files.listxattr(node, _caller(ctx))
 
     @answered

@@ -12,6 +12,7 @@ from zfsfs.fs.area import Area
 from zfsfs.fs.places import BuildPlace, CachePlace, FailedPlace, ResultPlace
 from zfsfs.fs.tree import Tree
 from zfsfs.names import Dataset, shown
+from zfsfs.store import FailedInfo
 from zfsfs.threads import in_thread
 
 
@@ -40,7 +41,7 @@ def status(tree: Tree) -> dict[str, Any]:
                 "ended": failed.ended,
                 "path": f"builds/.failed/{ident}",
                 "dataset": str(failed.dataset),
-                **failed.facts,
+                **_ending(failed),
             }
             for ident, failed in store.builds.failed().items()
         ],
@@ -91,6 +92,11 @@ def status(tree: Tree) -> dict[str, Any]:
     }
 
 
+def _ending(failed: FailedInfo) -> dict[str, Any]:
+    """How a failed build ended. Everybody may know: an older daemon had the end of its log with it."""
+    return {name: value for name, value in failed.facts.items() if name != "log"}
+
+
 def files(tree: Tree) -> dict[bytes, Callable[[], bytes]]:
     """The files in .zfsfs, and what makes their contents."""
     return {
@@ -118,10 +124,19 @@ def _events(tree: Tree) -> bytes:
 _FAILED = ("builder", "exit", "signal", "reason", "duration", "log", "ended")
 _NAMES = (*_FAILED, "id", "base", "state", "generation", "outcome", "created", "dataset", "used", "referenced")
 _RULES = ("policy", "publishers", "success")
+_LOG = b"user.zfsfs.log"
 
 
-def xattr_names(area: Area) -> list[bytes]:
-    """The attributes that an area's root shows on top of the file's own."""
+def xattr_names(tree: Tree, area: Area, uid: int) -> list[bytes]:
+    """The attributes that an area's root shows a user on top of the file's own."""
+    names = _names(area)
+    kept, builders = _kept(tree, area), tree.builders
+    if kept is not None and builders is not None and not builders.logs.may_read(kept.guid, uid):
+        names.remove(_LOG)  # who copies a directory with its attributes would be refused this one
+    return names
+
+
+def _names(area: Area) -> list[bytes]:
     mine = {
         "build": ("id", "base", "state", "created", "dataset", "used", "referenced"),
         "result": ("id", "base", "state", "created", "dataset", "used", "referenced"),
@@ -131,10 +146,15 @@ def xattr_names(area: Area) -> list[bytes]:
     return [f"user.zfsfs.{name}".encode() for name in (*_NAMES, *_RULES) if name in mine]
 
 
-async def xattr(tree: Tree, area: Area, name: bytes) -> bytes | None:
-    """The value of one of them; None when there is no such attribute."""
-    if name not in xattr_names(area):
+async def xattr(tree: Tree, area: Area, name: bytes, uid: int) -> bytes | None:
+    """The value of one of them for a user; None when there is no such attribute. Raises EACCES: another's log."""
+    if name not in _names(area):
         return None
+    if name == _LOG:
+        kept = _kept(tree, area)
+        if kept is None or tree.builders is None:
+            return b""
+        return await in_thread(tree.builders.logs.tail, kept.guid, uid)
     key = name.decode("ascii").rpartition(".")[2]
     facts, dataset = _facts(tree, area)
     if key in ("used", "referenced"):
@@ -145,6 +165,15 @@ async def xattr(tree: Tree, area: Area, name: bytes) -> bytes | None:
             return b"0"
         return str(getattr(space, key)).encode()
     return str(facts.get(key, "")).encode("utf-8", "surrogateescape")
+
+
+def _kept(tree: Tree, area: Area) -> FailedInfo | None:
+    """What is known of a failed build, as long as it is kept."""
+    place = area.place
+    if not isinstance(place, FailedPlace):
+        return None
+    kept = tree.store.builds.failed().get(place.id)
+    return kept if kept is not None and kept.dataset == place.dataset else None
 
 
 def _facts(tree: Tree, area: Area) -> tuple[dict[str, object], Dataset]:
@@ -166,10 +195,10 @@ def _facts(tree: Tree, area: Area) -> tuple[dict[str, object], Dataset]:
             **tree.sessions.ruling.attributes(place),
         }, dataset
     if isinstance(place, FailedPlace):
-        kept = store.builds.failed().get(place.id)
-        if kept is None or kept.dataset != place.dataset:
+        kept = _kept(tree, area)
+        if kept is None:
             return {}, Dataset("cache-tmp")
-        shown_facts = {name: "" if value is None else value for name, value in kept.facts.items()}
+        shown_facts = {name: "" if value is None else value for name, value in _ending(kept).items()}
         return {
             **shown_facts, "id": kept.id, "base": kept.base or "", "state": "failed", "created": int(kept.created),
             "dataset": kept.dataset, "ended": int(kept.ended),

@@ -18,6 +18,7 @@ from suites.driver_suite import A, B, DriverSuite, at, base_and_clone, read, sna
 from zfsfs.directory import copying
 from zfsfs.directory import driver as module
 from zfsfs.directory.driver import DirectoryDriver
+from zfsfs.directory.reserve import Reserve
 from zfsfs.driver import TakeSnapshot, viewing
 from zfsfs.errors import DriverError, Exists, Missing, NoSpace, ReadOnly, Unavailable
 from zfsfs.names import Dataset
@@ -68,6 +69,21 @@ def test_an_empty_directory_becomes_a_store(store: Path) -> None:
     driver.prepare()
     driver.close()
     assert {"catalogue.sqlite", "lock", "trees"} <= set(os.listdir(store))
+
+
+@pytest.mark.parametrize("before", [None, 1 << 19, 1 << 20])
+def test_the_room_that_is_kept_back_is_nobody_elses_to_write_in(tmp_path: Path, before: int | None) -> None:
+    file = tmp_path / "reserve"
+    mask = os.umask(0)  # the daemon's
+    try:
+        if before is not None:
+            file.write_bytes(bytes(before))
+        Reserve(str(tmp_path)).lay()
+    finally:
+        os.umask(mask)
+    assert (file.stat().st_mode & 0o777, file.stat().st_size) == (0o600, 1 << 19)
+    assert Reserve(str(tmp_path)).spend()
+    assert not file.exists()
 
 
 def test_a_directory_with_other_things_is_refused_and_left_alone(store: Path) -> None:

@@ -16,6 +16,10 @@ _NAME = "reserve"
 _SIZE = 1 << 19
 
 
+def _opened(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+
+
 class Reserve:
     """The file in the directory `path`."""
 
@@ -25,11 +29,12 @@ class Reserve:
     def lay(self) -> None:
         """Keep the room back, if there is some and it isn't yet."""
         with suppress(OSError):
-            if os.path.exists(self._file) and os.path.getsize(self._file) == _SIZE:
-                return
             try:
-                with open(self._file, "wb") as file:
-                    file.write(os.urandom(_SIZE))
+                with open(self._file, "r+b", opener=_opened) as file:
+                    os.fchmod(file.fileno(), 0o600)  # an older version has left it to the umask
+                    if os.fstat(file.fileno()).st_size != _SIZE:
+                        file.truncate(0)
+                        file.write(os.urandom(_SIZE))
             except OSError:
                 os.unlink(self._file)
 

@@ -17,6 +17,7 @@ import resource
 import shlex
 import tomllib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,21 +124,22 @@ def _words(value: object) -> tuple[str, ...]:
 
 
 def _seconds(value: object) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf:
-        return float(value)
-    match = re.fullmatch(r"([0-9]+)([smhdw]?)", value) if isinstance(value, str) else None
-    if match is None:
-        raise ValueError("a time, such as 90, '90s', '15m', '2h', '7d' or '1w'")
-    return float(int(match[1]) * _TIMES[match[2]])
+    with suppress(OverflowError):  # more than a float can be
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf:
+            return float(value)
+        # More digits than anybody lives, and than Python reads.
+        match = re.fullmatch(r"([0-9]{1,300})([smhdw]?)", value) if isinstance(value, str) else None
+        if match is not None:
+            return float(int(match[1]) * _TIMES[match[2]])
+    raise ValueError("a time, such as 90, '90s', '15m', '2h', '7d' or '1w'")
 
 
 def _size(value: object) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    match = re.fullmatch(r"([0-9]+)([KMG]?)", value) if isinstance(value, str) else None
-    if match is None:
+    match = re.fullmatch(r"([0-9]{1,20})([KMG]?)", value) if isinstance(value, str) else None
+    size = int(match[1]) * _SIZES[match[2]] if match is not None else value
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 1 << 63:
         raise ValueError("a size, such as 4096, '64K', '1M' or '2G'")
-    return int(match[1]) * _SIZES[match[2]]
+    return size
 
 
 def _count(value: object) -> int:
@@ -336,7 +338,7 @@ def parse(text: str, where: str) -> Config:
     """The configuration that a text means; `where` is what messages call it. Raises UsageError."""
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as failure:
+    except ValueError as failure:  # a number may be too long for Python, too
         raise UsageError(f"{where}: {failure}") from None
     found = _read(where, table, _MOUNT, ("builder", "cache"))
     builders = table.get("builder", {})

@@ -76,6 +76,13 @@ def test_everything_at_once():
         ("cache = 1", "cache must be a table"),
         ("[cahce.c]", "did you mean 'cache'?"),
         ("keep-failed = 'many'", "a number of builds"),
+        ("linger = 1" + "0" * 400, "it must be a time"),
+        ("linger = '1" + "0" * 400 + "s'", "it must be a time"),
+        ("linger = 1" + "0" * 5000, "file: "),
+        ("linger = '1" + "0" * 5000 + "'", "it must be a time"),
+        ("keep-failed = '1/1" + "0" * 400 + "w'", "it must be a time"),
+        ('[builder.a]\ncommand = "x"\nlog-size = "1' + "0" * 5000 + '"', "it must be a size"),
+        ('[builder.a]\ncommand = "x"\nlimits = { as = 9223372036854775808 }', "it must be a size"),
     ],
 )
 def test_a_mistake_names_the_file_the_key_and_what_it_must_be(text, said):

@@ -244,6 +244,7 @@ def test_what_cannot_be_built_is_said_in_one_line(tree, tmp_path):
         ("two", ["--cache", "a:1X"], 2, "no variable"),
         ("two", ["--cache", "a:/x"], 2, "needs --native"),
         ("a/b", [], 2, "an id has no"),
+        ("x+y", [], 2, "mkdir builds/BUILDER+ID"),
     ):
         _, err = build(tree, ident, "true", options=options, expect=code)
         assert text in err

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from zfsfs import __version__
-from zfsfs.cli import _MODULES, main
+from zfsfs.cli import _MODULES, main, who
 
 COMMANDS = [command for commands in _MODULES.values() for command in commands]
 
@@ -38,6 +38,18 @@ def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> Non
 def test_every_command_has_help_of_its_own(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert ended(command, "--help") == 0
     assert capsys.readouterr().out.startswith(f"usage: zfsfs {command} ")
+
+
+def test_a_build_that_is_being_discarded_is_nowhere(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no more in the tree, and still in the store."""
+    status = {"builds": [{"dataset": "result/app", "path": None}], "sessions": [], "caches": [], "waiting": []}
+    monkeypatch.setattr(who, "read_status", lambda mountpoint: status)
+    monkeypatch.setattr(who.mountpoints, "trees", lambda: [("tank/ci", "/mnt/ci")])
+    assert ended("who", "tank/ci/result/app") == 0
+    said = "tank/ci/result/app has no path: its build is being discarded, or has only just begun\n"
+    assert capsys.readouterr().out == said
 
 
 @pytest.mark.parametrize("command", ["umount", "status", "who", "exec", "bind", "unbind", "build"])

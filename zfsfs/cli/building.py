@@ -72,6 +72,8 @@ def _build(options: argparse.Namespace) -> NoReturn:
         raise UsageError("build needs '--' and a command; try zfsfs build --help")
     if "/" in options.id or "@" in options.id:
         raise UsageError(f"{options.id}: an id has no '/' and no '@'; the base is given with --base")
+    if "+" in options.id:
+        raise UsageError(f"{options.id}: an id has no '+'; mkdir builds/BUILDER+ID is what has a builder do it")
     uses = [CacheUse.parse(text) for text in options.cache]
     if not options.native and any(use.where.startswith("/") for use in uses):
         raise UsageError("a cache at a path needs --native; without it give a variable")

@@ -50,14 +50,17 @@ def _who(options: argparse.Namespace) -> None:
 
 
 def _path_of_dataset(name: str) -> str | None:
-    """Where the dataset of that name is in a mounted tree; None for one that waits to be destroyed, of which it is
-    told why. Raises UsageError for any other."""
+    """Where the dataset of that name is in a mounted tree; None for one that is nowhere in it, of which it is told
+    why. Raises UsageError for any other."""
     for store, mountpoint in mountpoints.trees():
         if not name.startswith(store + "/"):
             continue
         relative, status = name.removeprefix(store + "/"), read_status(mountpoint)
         for group in ("builds", "sessions", "caches"):
             for each in status[group]:
+                if each["dataset"] == relative and each["path"] is None:
+                    print(f"{name} has no path: its build is being discarded, or has only just begun")
+                    return None
                 if each["dataset"] == relative:
                     return os.path.join(mountpoint, each["path"])
         group, _, leaf = relative.partition("/")

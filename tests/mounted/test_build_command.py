@@ -254,6 +254,36 @@ def test_what_cannot_be_built_is_said_in_one_line(tree, tmp_path):
     assert os.listdir(tree / "builds") == []
 
 
+@pytest.fixture(params=["full", "closed", "unread"])
+def unwritable(request):
+    """A standard error that can't be written."""
+    if request.param == "unread":
+        reader, writer = os.pipe()
+        os.close(reader)
+    else:
+        writer = os.open("/dev/full", os.O_WRONLY)
+    yield writer, (lambda: os.close(2)) if request.param == "closed" else None
+    os.close(writer)
+
+
+def test_what_cannot_be_said_changes_nothing(tree, unwritable):
+    stderr, before = unwritable
+    for ident, words, code, options in (
+        ("one", ["sh", "-c", "touch made"], 0, []),
+        ("two", ["sh", "-c", "exit 3"], 3, []),
+        ("two", ["/nonexistent/command"], 127, []),
+        ("two", ["true"], 125, ["--base", "none"]),
+        ("two", ["true"], 2, ["--cache", "none"]),
+        ("two", ["true"], 2, ["--frobnicate"]),
+    ):
+        command = [sys.executable, "-m", "zfsfs", "build", tree.path, ident, *options, "--", *words]
+        done = subprocess.run(command, stdout=-1, stderr=stderr, preexec_fn=before, check=False, timeout=60)
+        assert (done.returncode, done.stdout) == (code, b""), words
+        assert os.listdir(tree / "builds") == []
+    assert os.listdir(tree / "results") == ["one"]
+    assert (tree / "results/one/made").exists()
+
+
 def test_a_process_that_stays_in_the_build_is_named(tree):
     script = "setsid sleep 30 <&- >&- 2>&- & echo $! >pid"
     command = [

@@ -56,8 +56,9 @@ def _parser(command: str) -> argparse.ArgumentParser:
 
 def _complain(text: str) -> None:
     from zfsfs.names import one_line
+    from zfsfs.native.launch import complain
 
-    print(f"zfsfs: {one_line(text)}", file=sys.stderr)
+    complain(one_line(text))
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from zfsfs import mountpoint as mountpoints
 from zfsfs.errors import Busy, Exists, Missing, MountError, UsageError, ZfsfsError
-from zfsfs.native.launch import FAILED, execute
+from zfsfs.native.launch import FAILED, complain, execute
 
 if TYPE_CHECKING:
     from zfsfs.cli.output import Output
@@ -82,7 +82,7 @@ def _build(options: argparse.Namespace) -> NoReturn:
         code = run.carry_out(options.words, native=options.native)
     except (ZfsfsError, OSError) as failure:
         text = f"{failure.filename}: {failure.strerror}" if isinstance(failure, OSError) else failure
-        print(f"zfsfs: {text}", file=sys.stderr)
+        complain(str(text))
         code = FAILED
     sys.exit(code)
 
@@ -142,7 +142,7 @@ class _Run:
         return code
 
     def _say(self, text: str) -> None:
-        print(f"zfsfs: build {self._ident} {text}", file=sys.stderr, flush=True)
+        complain(f"build {self._ident} {text}")
 
     def _path_of(self, use: CacheUse) -> str:
         return os.path.join(self._mountpoint, "caches", use.name)
@@ -239,7 +239,7 @@ class _Run:
         except SystemExit as end:
             os._exit(int(end.code or 0))
         except BaseException as failure:
-            print(f"zfsfs: {failure}", file=sys.stderr, flush=True)
+            complain(str(failure))
             os._exit(FAILED)
 
     def _enter(self) -> None:

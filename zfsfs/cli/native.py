@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from zfsfs.errors import MountError, UsageError, ZfsfsError
-from zfsfs.native.launch import FAILED, execute
+from zfsfs.native.launch import FAILED, complain, execute
 
 if TYPE_CHECKING:
     from zfsfs.cli.parsing import Commands
@@ -59,7 +59,7 @@ def _exec(options: argparse.Namespace) -> None:
             os.chdir(options.cwd)
     except (ZfsfsError, OSError) as failure:
         text = f"{failure.filename}: {failure.strerror}" if isinstance(failure, OSError) else failure
-        print(f"zfsfs: {text}", file=sys.stderr)
+        complain(str(text))
         sys.exit(FAILED)
     execute(options.words)
 

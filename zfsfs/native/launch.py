@@ -19,6 +19,17 @@ FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
 _COERCED = ("C.UTF-8", "C.utf8", "UTF-8")
 
 
+def complain(text: str) -> None:
+    """Print a line on standard error. Where that can't be written, to a full disk or because nobody reads it, what is
+    done goes on, and the exit code is the same."""
+    if sys.stderr is None:  # it was closed; print would take standard output
+        return
+    try:
+        print(f"zfsfs: {text}", file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        sys.stderr = None  # it would try again at the very end, and have Python exit with 120
+
+
 def execute(command: Sequence[str]) -> NoReturn:
     """Become the command. Ends the process with 126 or 127 when that is impossible."""
     sys.stdout.flush()
@@ -28,7 +39,7 @@ def execute(command: Sequence[str]) -> NoReturn:
     try:
         os.execvp(command[0], list(command))
     except OSError as failure:
-        print(f"zfsfs: {command[0]}: {failure.strerror}", file=sys.stderr)
+        complain(f"{command[0]}: {failure.strerror}")
         missing = isinstance(failure, FileNotFoundError | NotADirectoryError)
         sys.exit(NOT_FOUND if missing else NOT_EXECUTABLE)
 

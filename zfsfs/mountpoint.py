@@ -12,6 +12,8 @@ from zfsfs import syscalls
 from zfsfs.errors import Busy, MountError
 
 FSTYPE = "fuse.zfsfs"
+#: The most links in a row, as for the kernel.
+_LINKS = 40
 _DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
 
 
@@ -37,9 +39,24 @@ def _mounts() -> Iterator[_Mount]:
             yield _Mount(*map(_unescaped, (*before.split(b" ")[3:5], *after.split(b" ")[:2])))
 
 
+def real(mountpoint: str) -> str:
+    """The path of a mountpoint without links, as the kernel tells it. What is mounted there is not asked: its daemon
+    may be gone, and realpath(3) would go no further."""
+    path = os.path.abspath(mountpoint)
+    for _ in range(_LINKS):
+        folder, name = os.path.split(path)
+        folder = os.path.realpath(folder)
+        path = os.path.normpath(os.path.join(folder, name))  # name may be '..', and folder has no more links
+        try:
+            path = os.path.join(folder, os.readlink(path)).rstrip("/") or "/"
+        except OSError:
+            break  # no link, or nothing
+    return path
+
+
 def mounted_type(mountpoint: str) -> str | None:
     """The type of the filesystem mounted there (the topmost), None when there is none."""
-    wanted = os.path.join(os.path.realpath(os.path.dirname(mountpoint)), os.path.basename(mountpoint))
+    wanted = real(mountpoint)
     kinds = [mount.kind for mount in _mounts() if mount.path == wanted]
     return kinds[-1] if kinds else None
 
@@ -75,6 +92,7 @@ def is_dead(mountpoint: str) -> bool:
 
 def unmount(mountpoint: str, *, lazy: bool = False) -> None:
     """Unmount a tree. Raises Busy, MountError."""
+    mountpoint = real(mountpoint)  # fusermount3 follows no link
     if os.geteuid() == 0:
         try:
             syscalls.umount(os.fsencode(mountpoint), syscalls.MNT_DETACH if lazy else 0)
@@ -92,11 +110,11 @@ def unmount(mountpoint: str, *, lazy: bool = False) -> None:
 
 
 def prepare(mountpoint: str) -> str:
-    """See to it that a tree can be mounted there; returns the absolute path. A dead mount of ours is cleaned up.
+    """See to it that a tree can be mounted there; returns its real path. A dead mount of ours is cleaned up.
 
     Raises MountError: missing, no directory, not empty, or mounted already.
     """
-    path = os.path.abspath(mountpoint)
+    path = real(mountpoint)
     while mounted_type(path) == FSTYPE:
         if not is_dead(path):
             raise MountError(f"{mountpoint} has a zfsfs already; zfsfs umount {mountpoint} ends it")

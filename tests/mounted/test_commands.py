@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import select
+import signal
 import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from mounted_tree import zfsfs
+from mounted_tree import until, zfsfs
+
+from zfsfs.mountpoint import FSTYPE, is_dead, mounted_type
 
 
 def one_line(*arguments: object, expect: int) -> str:
@@ -46,6 +51,37 @@ def test_a_mountpoint_must_be_an_empty_directory(tree, tmp_path):
     assert "already" in one_line("mount", tree.store, tree.path, expect=6)
     one_line("umount", tmp_path / "full", expect=6)
     one_line("status", tmp_path / "full", expect=6)
+
+
+def test_a_mountpoint_may_be_a_link(unmounted, folder):
+    tree, link = unmounted, folder / "link"
+    os.symlink("second", link)
+    os.symlink(tree.path, folder / "second")
+
+    def mount() -> int:
+        zfsfs("mount", tree.store, link, "--linger", "0.1", "--log", tree.log)
+        pid: int = json.loads(zfsfs("status", "--json", link).stdout)["pid"]
+        assert pid == tree.pid
+        return pid
+
+    pid = mount()
+    assert "already" in one_line("mount", tree.store, link, expect=6)
+    zfsfs("build", link, "one", "--", "touch", "made")
+    assert (tree / "results/one/made").exists()
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        ended = os.pidfd_open(pid)
+        os.kill(pid, number)
+        assert select.select([ended], [], [], 60)[0]
+        os.close(ended)
+        assert (mounted_type(str(tree.path)) == FSTYPE) is (number == signal.SIGKILL)
+        if number == signal.SIGKILL:
+            assert "its daemon had died" in zfsfs("umount", link).stdout
+        pid = mount()
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: is_dead(str(link)))
+    mount()
+    zfsfs("umount", link)
+    assert mounted_type(str(tree.path)) is None
 
 
 def test_unmounting_what_is_in_use_says_so_and_drops_nothing(tree):

@@ -39,7 +39,7 @@ def add(commands: Commands) -> None:
 def read_status(mountpoint: str) -> dict[str, Any]:
     """What a mounted tree says of itself. Raises MountError where there is none, and Unavailable, with what is wrong,
     when it does not answer."""
-    path = os.path.abspath(mountpoint)
+    path = mountpoints.real(mountpoint)
     if mountpoints.mounted_type(path) != mountpoints.FSTYPE:
         raise MountError(f"{mountpoint} has no zfsfs")
     answers: queue.SimpleQueue[bytes | OSError] = queue.SimpleQueue()
@@ -83,7 +83,7 @@ def _settled_status(path: str) -> dict[str, Any]:
 
 
 def _umount(options: argparse.Namespace) -> None:
-    path = os.path.abspath(options.mountpoint)
+    path = mountpoints.real(options.mountpoint)
     if mountpoints.mounted_type(path) == mountpoints.FSTYPE and mountpoints.is_dead(path):
         mountpoints.unmount(path, lazy=True)
         print(f"{options.mountpoint}: its daemon had died; the next mount recovers the store")

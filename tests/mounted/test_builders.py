@@ -11,6 +11,7 @@ import select
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,57 @@ def test_a_reader_that_is_interrupted_leaves_nothing_behind(tree):
         reader.stdout.close()
     assert subprocess.run(["timeout", "0.2", "cat", path], timeout=60, check=False).returncode == 124
     (tree / "builds/long").rmdir()
+
+
+#: System calls on the standard input, as /proc shows them.
+READ, PREAD = ("63 0x0 ", "67 0x0 ") if os.uname().machine == "aarch64" else ("0 0x0 ", "17 0x0 ")
+
+
+def threads_of(pid: int, call: str) -> int:
+    """How many threads of a process are in a system call."""
+    calls = []
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with suppress(OSError):
+            calls.append(Path(f"/proc/{pid}/task/{thread}/syscall").read_text())
+    return sum(each.startswith(call) for each in calls)
+
+
+@as_root
+def test_who_reads_what_another_has_opened_is_killed_at_once(tree):
+    (tree / "builds/long").mkdir()
+    with open(tree / ".zfsfs/wait/long", "rb") as opened, subprocess.Popen(["cat"], stdin=opened) as reader:
+        until(lambda: threads_of(reader.pid, READ))
+        try:
+            reader.kill()
+            assert reader.wait(timeout=10) == -signal.SIGKILL
+        finally:
+            (tree / "builds/long").rmdir()
+
+
+@as_root
+def test_two_hundred_threads_wait_and_the_tree_answers(tree):
+    (tree / "builds/long").mkdir()
+    code = """
+import os, threading
+def read(): os.write(1, os.pread(0, 4096, 0))
+threads = [threading.Thread(target=read) for _ in range(200)]
+for each in threads: each.start()
+for each in threads: each.join()
+"""
+    command = [sys.executable, "-c", code]
+    with open(tree / ".zfsfs/wait/long", "rb") as opened, open(tree / ".zfsfs/wait/long", "rb") as too:
+        killed = subprocess.Popen(command, stdin=opened, stdout=subprocess.PIPE)
+        told = subprocess.Popen(command, stdin=too, stdout=subprocess.PIPE)
+        for each in (killed, told):
+            until(lambda each=each: threads_of(each.pid, PREAD) == 200)
+        os.stat(tree / "builds/long")
+        assert os.listdir(tree / "results") == []
+        killed.kill()
+        assert killed.communicate(timeout=60)[0] == b""
+        assert threads_of(told.pid, PREAD) == 200
+        (tree / "builds/long").rename(tree / "results/long")
+        lines = told.communicate(timeout=60)[0].splitlines()
+        assert [json.loads(line)["outcome"] for line in lines] == ["published"] * 200
 
 
 def test_poll_tells_of_the_end(tree):

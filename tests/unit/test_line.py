@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
+from contextlib import suppress
 from struct import Struct
 
 import pytest
+import trio
 
 from zfsfs.fs import line, wire
+from zfsfs.fs.asked import Context
 from zfsfs.fs.line import TURN, Line
 
 #: Seconds that a look at the clock takes.
@@ -36,6 +40,70 @@ def clock(monkeypatch):
 
     monkeypatch.setattr(line.time, "perf_counter", look)
     return now
+
+
+class Patient(Forgetful):
+    """One that leaves everything for later, and then waits for the end of the world."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: list[int] = []
+
+    async def own(self, opcode: int, ino: int, ctx: Context, body: memoryview) -> bytes:
+        number, _, _ = wire.READ_IN.unpack_from(body)
+        self.waiting.append(number)
+        with ctx.interruptible():
+            await trio.sleep_forever()
+        return b""
+
+    def met(self, number: int) -> int:
+        return number
+
+
+def request(opcode: int, unique: int, body: bytes) -> bytes:
+    return wire.HEADER.pack(wire.HEADER_SIZE + len(body), opcode, unique, 70, 0, 0, 1, 0) + body
+
+
+async def test_who_waits_is_let_go_when_the_kernel_says_so_and_nobody_else():
+    kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pyfuse3, outer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    kernel.setblocking(False)
+    served = Line(os.dup(device.fileno()), outer)
+    lane = served.lane = Patient()  # type: ignore[assignment]
+    served._handlers = {wire.READ: lambda *_: None}
+
+    def read(unique: int) -> bytes:
+        return request(wire.READ, unique, wire.READ_IN.pack(unique, 0, 10) + bytes(20))
+
+    def interrupt(unique: int) -> bytes:
+        return request(wire.INTERRUPT, unique | 1, wire.U64.pack(unique))
+
+    async with trio.open_nursery() as nursery:
+        served._nursery = nursery
+
+        async def take(*requests: bytes) -> list[tuple[int, int]]:
+            """What they are answered with, all taken before any task begins: errno and number."""
+            for each in requests:
+                kernel.send(each)
+                served._take(os.readv(device.fileno(), [served._view]))
+            await trio.testing.wait_all_tasks_blocked()
+            answers = []
+            with suppress(BlockingIOError):
+                while True:
+                    _, number, unique = wire.REPLY.unpack(kernel.recv(100))
+                    answers.append((-number, unique))
+            return answers
+
+        assert await take(read(2), read(4)) == []
+        assert sorted(lane.waiting) == [2, 4]
+        assert await take(interrupt(4)) == [(errno.EINTR, 4)]
+        assert await take(interrupt(4), interrupt(100)) == []
+        assert await take(read(6), interrupt(6)) == [(errno.EINTR, 6)]
+        nursery.cancel_scope.cancel()
+    assert served._interruptions == {}
+    served.close()
+    for end in (kernel, device, pyfuse3):
+        end.close()
 
 
 def forget(count: int) -> bytes:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+
 import trio
 import trio.testing
+from errnos import failing
 
-from zfsfs.fs.caller import NOBODY, Caller
+from zfsfs.fs.caller import NOBODY, Caller, Interruption
 from zfsfs.fs.places import CachePlace, SharedCache
 from zfsfs.fs.turns import Turns
 from zfsfs.names import CacheName, SessionName
@@ -40,6 +43,23 @@ async def waits_for(pid: int) -> None:
         assert shared.waiters == 1
         opened.clear()
         shared.ended.set()
+
+
+async def test_who_is_interrupted_waits_no_longer():
+    shared = SharedCache(CacheName(b"c"))
+    other, mine = Area(shared, b"other"), Area(shared, b"mine")
+    turns, caller = Turns({other}, nobody_holds), Caller(0, 0, 0, interruption=Interruption())
+
+    async def interrupt() -> None:
+        while not shared.waiters:
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        caller.interruption.come()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(interrupt)
+        with failing(errno.EINTR):
+            await turns.take(mine, caller, opens=True)
+    assert shared.waiters == 0
 
 
 async def test_a_builder_that_has_no_process_yet_waits_as_long_as_it_takes(autojump_clock):

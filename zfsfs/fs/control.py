@@ -138,12 +138,13 @@ class Own:
 
 
 class Control:
-    """All entries by their number, from `top` down."""
+    """All entries by their number, from `top` down. What is open of them, by its handle, is in `opened`."""
 
     def __init__(self) -> None:
         self.top = Folder()
         self.folder = Folder()
         self.by_ino: dict[int, Own] = {}
+        self.opened: dict[int, list[tuple[int, bytes]] | Reader] = {}
         self._by_key: dict[tuple[int, bytes], Own] = {}
         self._next = _FIRST_PASSING
         self._keep(ROOT, self.top, (0, b""))

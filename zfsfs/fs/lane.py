@@ -293,7 +293,7 @@ class Lane:
         return None
 
     async def own(self, opcode: int, ino: int, ctx: Context, body: memoryview) -> bytes:
-        """The reply to one of `OWN` on the tree's own directories. Raises what the handlers do."""
+        """The reply to one of `OWN` on the tree's own directories and files. Raises what the handlers do."""
         return await answer(self._ops, opcode, ino, ctx, body)
 
     # Files.

@@ -13,7 +13,8 @@ Guarantees
 - The event loop gets its turn every `TURN` seconds at the latest.
 
 Assumes: libfuse reads whole requests from its descriptor and writes whole replies; one descriptor of /dev/fuse is
-opened by `pyfuse3.init`. Where that is not so `take_over` says so, and pyfuse3 serves alone.
+opened by `pyfuse3.init`. Where that is not so `take_over` says so, and pyfuse3 serves alone; nobody who waits can be
+interrupted then.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Awaitable, Callable
 
 import pyfuse3
 import trio
@@ -36,6 +38,7 @@ from zfsfs.errors import StoreError, ZfsfsError
 from zfsfs.fs import wire
 from zfsfs.fs.asked import Context
 from zfsfs.fs.backing import Backings
+from zfsfs.fs.caller import Interruption
 from zfsfs.fs.control import FIRST_INODE
 from zfsfs.fs.lane import HANDLERS, PREPARED, Handler, Lane
 from zfsfs.fs.own_lane import OWN
@@ -47,6 +50,8 @@ _WANTED = (
 )  # fmt: skip
 
 log = logging.getLogger(__name__)
+
+_Task = Callable[[bytes, Context], Awaitable[None]]
 
 #: Seconds for which the next request is waited for without sleeping.
 SPIN = 60e-6
@@ -95,6 +100,7 @@ class Line:
         self._pid = 0  # who asked last
         self._last = time.perf_counter()  # when nobody asked any more
         self._handlers = dict(HANDLERS)
+        self._interruptions: dict[int, Interruption] = {}  # of requests that tasks are about to answer
         self.lane: Lane
         self._nursery: trio.Nursery
         self._pump = threading.Thread(target=self._pass_back, name="zfsfs-replies", daemon=True)
@@ -215,9 +221,9 @@ class Line:
         ctx = Context(uid, gid, pid)
         if not self._handle(handler, unique, ino, ctx, body):
             if ino >= FIRST_INODE and opcode in PREPARED and self._inside(opcode, body):
-                self._nursery.start_soon(self._later, bytes(self._view[:size]), ctx)
+                self._start(self._later, unique, bytes(self._view[:size]), ctx)
             elif ino < FIRST_INODE and opcode in OWN:
-                self._nursery.start_soon(self._own, bytes(self._view[:size]), ctx)
+                self._start(self._own, unique, bytes(self._view[:size]), ctx)
             else:
                 self._pass(size)
             return False
@@ -229,6 +235,17 @@ class Line:
         if opcode in (wire.RENAME, wire.RENAME2, wire.LINK):
             return bool(wire.U64.unpack_from(body)[0] >= FIRST_INODE)
         return True
+
+    def _start(self, task: _Task, unique: int, request: bytes, ctx: Context) -> None:
+        """Have a task answer a request. From here on it can be interrupted, whether or not the task has begun."""
+        ctx.interruption = self._interruptions[unique] = Interruption()
+        self._nursery.start_soon(self._attend, task, unique, request, ctx)
+
+    async def _attend(self, task: _Task, unique: int, request: bytes, ctx: Context) -> None:
+        try:
+            await task(request, ctx)
+        finally:
+            del self._interruptions[unique]
 
     async def _later(self, request: bytes, ctx: Context) -> None:
         """Answer a request once that is possible."""
@@ -245,7 +262,7 @@ class Line:
                 return
 
     async def _own(self, request: bytes, ctx: Context) -> None:
-        """Answer a request on one of the tree's own directories."""
+        """Answer a request on one of the tree's own directories or files."""
         _, opcode, unique, ino, *_ = wire.HEADER.unpack_from(request)
         try:
             reply = await self.lane.own(opcode, ino, ctx, memoryview(request)[wire.HEADER_SIZE :])
@@ -297,13 +314,21 @@ class Line:
             for each in wire.FORGET_ONE.iter_unpack(body[8 : 8 + 16 * count]):
                 self.lane.forget(*each)
         elif opcode == wire.INTERRUPT:
-            self.answer(unique, errno.ENOSYS)  # what was begun is ended; the kernel asks no more
+            self._interrupt(*wire.U64.unpack_from(body))
         else:
             if opcode == wire.INIT:
                 self._greet(unique, body)
             self._pass(size)
             return False
         return True
+
+    def _interrupt(self, unique: int) -> None:
+        """Who waits for the answer to a request has got a signal or is killed, and goes when that is answered; this
+        wants no answer. (After ENOSYS the kernel would tell no more, and nobody who waits could be let go.) Mostly
+        what was begun is brought to its end all the same; `Caller.interruptible` says what is not."""
+        interruption = self._interruptions.get(unique)
+        if interruption is not None:
+            interruption.come()
 
     def _greet(self, unique: int, body: memoryview) -> None:
         """Answer INIT: what the kernel may do. libfuse is told of an older kernel, and what it answers is dropped."""

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 _GROUP_OF = {"build": control.BUILDS, "result": control.RESULTS, "cache": control.CACHES, "failed": control.FAILED}
 
 
-def _caller(ctx: pyfuse3.RequestContext) -> Caller:
+def _caller(ctx: pyfuse3.RequestContext | Caller) -> Caller:
     return ctx if isinstance(ctx, Caller) else Caller(ctx.uid, ctx.gid, ctx.pid)
 
 
@@ -71,7 +71,7 @@ class Operations(OwnOperations):
         """The same, for what is about to be opened."""
         node = await self.node(ino)
         if not self._tree.begun(node.area, ctx.pid):
-            await self._tree.begin(node.area, Caller(ctx.uid, ctx.gid, ctx.pid), opens=opens)
+            await self._tree.begin(node.area, _caller(ctx), opens=opens)
         return node
 
     def may_wait(self, flags: int) -> bool:

@@ -1,6 +1,7 @@
 """The operations with answers in the kernel's own format, and those that the line carries out itself.
 
-They are on the tree's own directories, and may wait: by way of pyfuse3 each would cost several times as much.
+They are on the tree's own directories and files, and may wait: by way of pyfuse3 each would cost several times as
+much, and couldn't be interrupted.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from zfsfs.fs.asked import Context, Opened
 from zfsfs.fs.operations import Operations
 
 #: What `answer` answers.
-OWN = {wire.LOOKUP, wire.MKDIR, wire.RMDIR, wire.RENAME, wire.RENAME2}
+OWN = {wire.LOOKUP, wire.READ, wire.MKDIR, wire.RMDIR, wire.RENAME, wire.RENAME2}
 
 
 class WireOperations(Operations):
@@ -33,6 +34,7 @@ def raw(handler: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Corou
 
 
 _lookup, _mkdir = raw(Operations.lookup), raw(Operations.mkdir)
+_read = raw(Operations.read)
 _rmdir, _rename = raw(Operations.rmdir), raw(Operations.rename)
 
 
@@ -44,6 +46,10 @@ async def answer(operations: Operations, opcode: int, ino: int, ctx: Context, bo
     elif opcode == wire.MKDIR:
         mode, ctx.umask = wire.TWO_U32.unpack_from(body)
         entry = await _mkdir(operations, ino, bytes(body[8:-1]), mode, ctx)
+    elif opcode == wire.READ:
+        number, offset, size = wire.READ_IN.unpack_from(body)
+        with ctx.interruptible():
+            entry = await _read(operations, number, offset, size) or wire.DONE
     elif opcode == wire.RMDIR:
         await _rmdir(operations, ino, bytes(body[:-1]), ctx)
     else:

@@ -38,7 +38,7 @@ Attributes = pyfuse3.EntryAttributes
 
 
 class OwnOperations(pyfuse3.Operations):
-    """See the module. What is open of it is in `_own`."""
+    """See the module. What is open of it is in `_own`, whoever answers."""
 
     # How replies are laid out; the fast lane (lane.py) has its own.
     entry = staticmethod(attributes)
@@ -60,7 +60,7 @@ class OwnOperations(pyfuse3.Operations):
         self._unlocked = unlocked
         self._by_ino = tree.table.by_ino
         self._born = time.time_ns()
-        self._own: dict[int, list[tuple[int, bytes]] | Reader] = {}
+        self._own = own.opened
         self._own_users: dict[int, int] = {}  # whose they are, but for root's
         self._next_own = FIRST_OWN_HANDLE
 

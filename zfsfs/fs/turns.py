@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Collection
 from zfsfs.fs.area import Area
 from zfsfs.fs.caller import Caller, error
 from zfsfs.fs.places import CachePlace
-from zfsfs.fs.waiting import MOST, until
+from zfsfs.fs.waiting import MOST
 from zfsfs.native.processes import Process, lineage
 from zfsfs.threads import in_thread
 
@@ -56,7 +56,7 @@ class Turns:
             for other in others:
                 if await self._belongs(other, family):
                     raise error(errno.EDEADLK)
-            await self._wait(place, caller.pid)
+            await self._wait(place, caller)
 
     async def _comes_of(self, area: Area, place: CachePlace, family: list[Process]) -> bool:
         session = place.session
@@ -71,7 +71,7 @@ class Turns:
             return True
         return bool(family) and await self._holds(area, [each.pid for each in family])
 
-    async def _wait(self, place: CachePlace, pid: int) -> None:
+    async def _wait(self, place: CachePlace, caller: Caller) -> None:
         """Until a session of the cache has closed."""
         if self._waiting >= MOST:
             raise error(errno.EAGAIN)
@@ -82,8 +82,8 @@ class Turns:
         try:
             for area in shared.areas.values():
                 area.stir()  # it need not linger
-            # A builder has no process yet, and is ended by cancellation; others may not be seen from here.
-            await (until(ended, pid) if pid > 0 else ended.wait())
+            with caller.interruptible():  # a builder is ended by cancellation
+                await ended.wait()
         finally:
             self._waiting -= 1
             shared.waiters -= 1

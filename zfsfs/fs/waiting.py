@@ -1,11 +1,7 @@
 """Reading `.zfsfs/wait/ID` waits until the build has ended, and says in a line of JSON how.
 
 Guarantees: who is told that a build has ended finds its result, or finds it gone. A reader that is interrupted or
-killed is let go within `PAUSE`, and leaves nothing behind.
-
-The kernel lets a process that waits for us die only when we have answered, and asks us to with FUSE_INTERRUPT, of
-which pyfuse3 does not tell. So the signals that the reader has not taken yet are looked up (proc(5)), as long as
-somebody waits.
+killed is let go at once (see `Caller.interruptible`), and leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -26,11 +22,7 @@ from zfsfs.fs.control import Asker, Bytes, Facts, File, Folder, Reader
 from zfsfs.names import BuildId
 from zfsfs.store import Event, Store
 
-#: Seconds between two looks at whether a waiting reader was interrupted.
-PAUSE = 0.2
-#: Seconds after which a reader is asked to try again that we know nothing of.
-_UNKNOWN = 1.0
-#: Readers that may wait at once; each keeps one of the edge's tasks.
+#: Readers that may wait at once; each keeps a task.
 MOST = 500
 _REMEMBERED = 1000
 
@@ -125,7 +117,7 @@ class _Wait:
         line = self._ends.line(self._ident)
         if line is not None:
             return Bytes(_packed(line))
-        return _Waiting(self._ends, self._ident, asker)
+        return _Waiting(self._ends, self._ident, asker.flags)
 
 
 def _packed(line: Line | None) -> bytes:
@@ -135,25 +127,25 @@ def _packed(line: Line | None) -> bytes:
 class _Waiting:
     """An open file of a build that had not ended when it was opened: it stays that of this build."""
 
-    def __init__(self, ends: Ends, ident: BuildId, asker: Asker) -> None:
+    def __init__(self, ends: Ends, ident: BuildId, flags: int) -> None:
         self._ends = ends
         self._ident = ident
-        self._asker = asker
+        self._flags = flags
         self._text: bytes | None = None
         self._event = trio.Event()
-        self._notify: list[Callable[[], None]] = []
+        self._notify: Callable[[], None] | None = None  # of all that poll: the kernel wakes them together
         self._forget = ends.watch(ident, self._ended)
 
     def _ended(self) -> None:
         self._text = _packed(self._ends.line(self._ident))
         self._event.set()
-        notify, self._notify = self._notify, []
-        for each in notify:
-            each()
+        notify, self._notify = self._notify, None
+        if notify is not None:
+            notify()
 
     async def read(self, offset: int, size: int) -> bytes:
         if self._text is None:
-            if self._asker.flags & os.O_NONBLOCK:
+            if self._flags & os.O_NONBLOCK:
                 raise error(errno.EAGAIN)
             await self._wait()
         assert self._text is not None
@@ -164,47 +156,15 @@ class _Waiting:
             raise error(errno.EAGAIN)
         self._ends.waiters += 1
         try:
-            await until(self._event, self._asker.pid)
+            await self._event.wait()
         finally:
             self._ends.waiters -= 1
 
     def ready(self, notify: Callable[[], None] | None) -> bool:
         if self._text is None and notify is not None:
-            self._notify.append(notify)
+            self._notify = notify
         return self._text is not None
 
     def close(self) -> None:
         self._forget()
-        self._notify.clear()
-
-
-async def until(event: trio.Event, pid: int) -> None:
-    """Wait for an event on behalf of a process. Raises EINTR when it has been sent a signal, or is not to be seen:
-    who did not mean to stop reads again."""
-    waited = 0.0
-    while True:
-        with trio.move_on_after(PAUSE):
-            await event.wait()
-            return
-        waited += PAUSE
-        interrupted = is_interrupted(pid)
-        if interrupted or (interrupted is None and waited >= _UNKNOWN):
-            raise error(errno.EINTR)
-
-
-def is_interrupted(pid: int) -> bool | None:
-    """Whether a thread of a process has a signal to take; None when there is no such process to be seen."""
-    try:
-        threads = os.listdir(f"/proc/{pid}/task")
-    except OSError:
-        return None
-    for thread in threads:
-        try:
-            with open(f"/proc/{pid}/task/{thread}/status", "rb") as file:
-                lines = dict(line.split(b":", 1) for line in file if b":" in line)
-        except OSError:
-            continue
-        pending, shared, blocked = (int(lines.get(name, b"0"), 16) for name in (b"SigPnd", b"ShdPnd", b"SigBlk"))
-        if (pending | shared) & ~blocked:
-            return True
-    return False
+        self._notify = None

@@ -14,6 +14,7 @@ HOW is one of
     speechless it fails to say how a builder has ended, in a way that nobody expects
     incurious  it does not look by itself for who has something natively
     patient    it waits for minutes until what is open is closed, and for seconds for requests
+    weary      the first verb that waits until something is closed does not wait, and those after it do for minutes
 
 or a call (`CALLS`) that stops, once, when GATE/armed is there: it removes that, says so in the fifo GATE/entered and
 waits for GATE/go.
@@ -24,6 +25,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,11 @@ def breaking(verb: Callable[..., Any], sign: Path) -> Callable[..., Any]:
     return broken
 
 
+def growing_patient(unmapped: Callable[..., Any]) -> Callable[..., Any]:
+    times = chain([0], repeat(600))
+    return lambda area, quiet, seconds: unmapped(area, quiet, seconds * next(times))
+
+
 def with_one_thread(serve: Callable[..., Any]) -> Callable[..., Any]:
     async def narrow(*arguments: Any) -> None:
         import trio
@@ -79,7 +86,7 @@ def change(how: str, gate: Path) -> None:
     import zfsfs.daemon
     from zfsfs.builders import cgroups
     from zfsfs.directory.driver import DirectoryDriver
-    from zfsfs.fs import door, natives, wire
+    from zfsfs.fs import door, natives, quiet, wire
     from zfsfs.zfs.driver import ZfsDriver
 
     if how == "alone":
@@ -104,6 +111,8 @@ def change(how: str, gate: Path) -> None:
         natives.PAUSE = float("inf")
     elif how == "patient":
         natives.DRAIN, door.PATIENCE = 600.0, 3.0
+    elif how == "weary":
+        quiet.unmapped = growing_patient(quiet.unmapped)
     elif how == "broken":
         for driver in (DirectoryDriver, ZfsDriver):
             for verb in (driver.rename, driver.info, driver.view):

@@ -172,6 +172,21 @@ def test_what_is_done_with_a_failed_build_delays_none_of_the_others(unmounted, t
     tree.closed()
 
 
+def test_who_is_refused_does_not_wait_again_with_the_kernels_locks(unmounted, tmp_path):
+    tree, refused = unmounted, []
+    tree.mount_changed("weary", tmp_path)
+    for name in ("slow", "other"):
+        os.mkdir(tree / "builds" / name)
+    with open(tree / "builds/slow/file", "w"):
+        mv = threading.Thread(target=lambda: refused.append(errno_of(lambda: publish_slow(tree))), daemon=True)
+        mv.start()
+        until(lambda: refused)
+        os.rename(tree / "builds/other", tree / "results/other")
+    mv.join()
+    assert refused == [errno.EBUSY]
+    subprocess.run(["rm", "-r", tree / "builds/slow"], check=True)
+
+
 def test_a_cache_that_is_being_deleted_delays_no_other(unmounted, tmp_path):
     make_gate(tmp_path)
     tree = unmounted

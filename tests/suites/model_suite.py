@@ -22,8 +22,7 @@ from suites.crash_suite import PLENTY, Armed
 
 from zfsfs.driver import Driver
 from zfsfs.errors import ZfsfsError
-from zfsfs.fs import sessions
-from zfsfs.fs import tree as trees
+from zfsfs.fs import quiet
 from zfsfs.fs.area import Area
 from zfsfs.fs.caller import Caller
 from zfsfs.fs.passthrough import Passthrough
@@ -255,7 +254,7 @@ class UsersModel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        sessions.DRAIN = trees.DRAIN = 0.0
+        quiet.DRAIN = 0.0
         self.setup()
         self.model = Model()
         self.world = World(self.driver())

@@ -9,8 +9,9 @@ from zfsfs.errors import Busy
 from zfsfs.fs.area import Area
 from zfsfs.fs.nodes import NodeTable
 from zfsfs.fs.places import ResultPlace
-from zfsfs.fs.quiet import DRAIN, GONE, abandoned, not_native
+from zfsfs.fs.quiet import DRAIN, GONE, abandoned, not_native, not_written
 from zfsfs.names import BuildId
+from zfsfs.store.arriving import again, at_once
 
 
 class Held:
@@ -51,3 +52,17 @@ async def test_who_does_not_go_is_named_in_the_end(autojump_clock, area: Area) -
     assert trio.current_time() - start == pytest.approx(GONE)
     with pytest.raises(Busy, match="a process"):
         await not_native(area)
+
+
+async def test_who_has_waited_is_refused_at_once(autojump_clock, area: Area) -> None:
+    area.held = Held(area, looks=2)
+    area.opened(writing=True)
+    start = trio.current_time()
+    with pytest.raises(Busy, match="a process"):
+        await not_native(area, again)
+    with pytest.raises(Busy, match="open for writing"):
+        await not_written(area, "x can't be published", again)
+    assert trio.current_time() == start
+    with pytest.raises(Busy, match="open for writing"):
+        await not_written(area, "x can't be published", at_once)
+    assert trio.current_time() - start == pytest.approx(DRAIN)

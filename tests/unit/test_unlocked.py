@@ -17,7 +17,7 @@ from zfsfs.errors import Busy
 from zfsfs.fs.caller import Caller
 from zfsfs.fs.unlocked import Asked, Name, Unlocked
 from zfsfs.native.processes import command_of
-from zfsfs.store.arriving import Arrive
+from zfsfs.store.arriving import Arrive, again
 
 BUILDS, RESULTS = 2, 3
 
@@ -151,6 +151,23 @@ async def test_what_fails_is_tried_anew_when_asked_for_again() -> None:
             made.disk(b"a").set()
             nursery.start_soon(Thread(made, one).mkdir, b"a", Busy("it is in use"))
     assert made.said == ["a begins", "a is asked for again", "a begins", "a: it is in use"]
+
+
+async def test_what_is_tried_anew_waits_for_nothing_again() -> None:
+    tried: list[Arrive] = []
+
+    async def verb(arrive: Arrive) -> None:
+        tried.append(arrive)
+        raise Busy("it is in use")
+
+    with threads(1) as (one,):
+        async with world() as (made, _):
+            asked = Asked("mkdir", ((BUILDS, b"a"),), Caller(0, 0, one), verb)
+            assert made.unlocked.begin(asked)
+            with pytest.raises(Busy):
+                await made.unlocked.run(asked)
+    assert tried[0] is not again
+    assert tried[1:] == [again]
 
 
 async def test_nobody_waits_for_who_failed_and_does_not_come_again() -> None:

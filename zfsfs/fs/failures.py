@@ -72,8 +72,8 @@ class Failures:
         tree = self._tree
         area, build = self.may_keep(old, new)
         target = build.name.id
-        await not_native(area)
-        await not_written(area, f"{target} can't be kept")
+        await not_native(area, arrive)
+        await not_written(area, f"{target} can't be kept", arrive)
         facts = {} if build.run is None else build.run.facts
         area.read_only = True
         try:
@@ -106,7 +106,7 @@ class Failures:
         that shows. Raises Missing, Exists, InvalidName (another id or base)."""
         tree = self._tree
         area, build = self.may_reopen(old, new)
-        await not_native(area)
+        await not_native(area, arrive)
         if area.view is None:
             await tree.ready(area)
         uid, place = os.fstat(area.fd).st_uid, area.place
@@ -138,7 +138,7 @@ class Failures:
         if area is None:
             await forget(ident, arrive)
         else:
-            await not_native(area)
+            await not_native(area, arrive)
             assert isinstance(area.place, FailedPlace)
             area.place.deleted = True
             await self._tree.remove(area, lambda view: forget(ident, arrive, view))

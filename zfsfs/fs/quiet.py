@@ -9,6 +9,7 @@ import trio
 from zfsfs.errors import Busy
 from zfsfs.fs.area import Area
 from zfsfs.names import shown
+from zfsfs.store.arriving import Arrive, again, at_once
 
 #: Seconds that a handle may take to be released after close(2) returned.
 DRAIN = 1.0
@@ -18,35 +19,44 @@ _PAUSE = 0.02
 GONE = 60.0
 
 
-async def not_native(area: Area) -> None:
+def patience(arrive: Arrive) -> float:
+    """Seconds for which a verb waits that others let go: who has waited does not do it again."""
+    return 0.0 if arrive is again else DRAIN
+
+
+async def not_native(area: Area, arrive: Arrive = at_once) -> None:
     """Raises Busy while somebody has the area natively."""
     if area.held is not None:
         area.held.look()
-        with trio.move_on_after(DRAIN):
+        with trio.move_on_after(patience(arrive)):
             await area.until(lambda: area.held is None)
     if area.held is not None:
         who = ", ".join(area.held.names())
         raise Busy(f"{shown(area.place.path())} is native for somebody: {who}")
 
 
-async def not_written(area: Area, otherwise: str) -> None:
+async def not_written(area: Area, otherwise: str, arrive: Arrive = at_once) -> None:
     """See that nothing beneath is open for writing, or mapped for it. Raises Busy, which begins with `otherwise`."""
-    await unmapped(area, lambda: not area.writers, DRAIN)
+    await unmapped(area, lambda: not area.writers, patience(arrive))
     if area.writers:
         raise Busy(f"{otherwise}: {area.writers} files in it are open for writing")
     if area.mapped:
         raise Busy(f"{otherwise}: {len(area.mapped)} files in it are mapped to be written")
 
 
-async def unmapped(area: Area, quiet: Callable[[], bool], patience: float) -> None:
+async def unmapped(area: Area, quiet: Callable[[], bool], seconds: float) -> None:
     """Wait, so many seconds at most, until handles have gone such that an area is quiet, and until nothing in it is
-    mapped to be written. Both are so when this returns, or too late."""
+    mapped to be written. Both are so when this returns, or too late. It is looked once at least."""
     # RELEASE comes after close(2) has returned, and a mapping goes without a word.
-    with trio.move_on_after(patience):
-        while not quiet() or area.mapped:
+    end = trio.current_time() + seconds
+    while not quiet() or area.mapped:
+        with trio.move_on_at(end):
             await area.until(quiet)
-            if await area.table.mapped(area):
-                await trio.sleep(_PAUSE)
+        mapped = await area.table.mapped(area) if area.mapped else 0
+        if trio.current_time() >= end:
+            return
+        if mapped:
+            await trio.sleep(_PAUSE)
 
 
 async def abandoned(area: Area) -> None:
@@ -58,7 +68,7 @@ async def abandoned(area: Area) -> None:
                 await area.until(lambda: area.held is None)
 
 
-async def closed(area: Area) -> None:
+async def closed(area: Area, arrive: Arrive) -> None:
     """Give handles that were just closed the time to be released; those that are open stay."""
-    with trio.move_on_after(DRAIN):
+    with trio.move_on_after(patience(arrive)):
         await area.until(lambda: not area.opens)

@@ -26,7 +26,7 @@ from zfsfs.fs.ending import Endings
 from zfsfs.fs.insisting import insist
 from zfsfs.fs.nodes import NodeTable, stale
 from zfsfs.fs.places import CachePlace, SharedCache
-from zfsfs.fs.quiet import DRAIN, closed
+from zfsfs.fs.quiet import closed, patience
 from zfsfs.fs.rules import CacheRuling
 from zfsfs.fs.showing import Showing
 from zfsfs.fs.turns import Holds, Turns, open_by
@@ -393,7 +393,7 @@ class Sessions:
         area = self.area(name)
         _remove(area, await self._last(area))
         if _place(area).session is not None:
-            await closed(area)
+            await closed(area, arrive)
             try:
                 await self.close(area)
             except BaseException:
@@ -409,7 +409,7 @@ class Sessions:
         area = self.area(SessionName(name))
         cache = _place(area).cache
         try:
-            await self._end_unheld(cache)
+            await self._end_unheld(cache, arrive)
             last = await self._last(area)
             async with cache.alone():
                 # From here on nobody waits for this lock: the kernel holds one that the answer waits for.
@@ -439,7 +439,7 @@ class Sessions:
             await self.ready(area)
         return area.last or os.fstat(area.fd)
 
-    async def _end_unheld(self, cache: SharedCache) -> None:
+    async def _end_unheld(self, cache: SharedCache, arrive: Arrive) -> None:
         """Close a cache's sessions, which are to be thrown away. Raises Busy when somebody holds one."""
 
         def those() -> list[Area]:
@@ -452,7 +452,7 @@ class Sessions:
 
         looked_at = those()
         for area in looked_at:
-            with trio.move_on_after(DRAIN):
+            with trio.move_on_after(patience(arrive)):
                 await area.until(lambda area=area: area.opens <= area.guests)  # type: ignore[misc]
             not_open(area)
             held = await self._scan(area, False)

@@ -244,7 +244,7 @@ class Tree:
         if run is not None:
             self._cancel(area, _build(area), run)
             return
-        await not_native(area)
+        await not_native(area, arrive)
         if group == BUILDS:
             await self._discard_build(area, arrive)
         elif group == RESULTS:
@@ -276,8 +276,8 @@ class Tree:
         is open for writing), InvalidName (another id), NoSpace."""
         area = self.may_publish(old, new)
         build, target = _build(area), BuildId(new)
-        await not_native(area)
-        await not_written(area, f"{target} can't be published")
+        await not_native(area, arrive)
+        await not_written(area, f"{target} can't be published", arrive)
         area.read_only = True  # before the snapshot: what it holds is what the result shows
         self.table.let_go(area)
         try:
@@ -313,7 +313,7 @@ class Tree:
 
     async def _discard_build(self, area: Area, arrive: Arrive = at_once) -> None:
         build = _build(area)
-        await closed(area)
+        await closed(area, arrive)
         build.discarded = True
         build.grave = await self.remove(area, lambda view: self.store.builds.discard(build.name.id, arrive, view))
         if self.builds.pop(build.name.id, None) is not None:
@@ -323,7 +323,7 @@ class Tree:
     async def _delete_result(self, area: Area, arrive: Arrive) -> None:
         place = area.place
         assert isinstance(place, ResultPlace)
-        await closed(area)
+        await closed(area, arrive)
         place.grave = await self.remove(area, lambda view: self.store.builds.delete(place.id, arrive, view))
         place.deleted = True
         self._results.pop(place.id, None)

@@ -11,7 +11,7 @@ Guarantees
 - A verb that has begun is carried out, once, whether or not its second request comes. What the tree shows changes
   when that comes: until then the kernel looks for what was there before, with its locks held.
 - What fails is tried anew by the second request, with the locks held: by then the kernel may have ended the call by
-  itself, and the request be another call's.
+  itself, and the request be another call's. What was waited for before is not waited for again (`again`).
 - What is known to be refused is refused by the first request; but who wants what another is making waits for that,
   and then finds it.
 - Nobody waits for what can't come: who asks a second time without having asked for the group (with a working
@@ -35,7 +35,7 @@ from zfsfs.errors import DriverError
 from zfsfs.fs.caller import Caller
 from zfsfs.fs.nodes import stale
 from zfsfs.native.processes import runs
-from zfsfs.store.arriving import Arrive, at_once
+from zfsfs.store.arriving import Arrive, again, at_once
 from zfsfs.threads import PAUSE as RETRY
 from zfsfs.threads import UNLIMITED, in_thread
 
@@ -116,6 +116,7 @@ class Unlocked:
         """What the verb returns or raises; ESTALE when its request is to come again."""
         if self.begin(asked):
             raise stale()
+        arrive = at_once
         mine = self._by_thread.pop(asked.caller.pid, None)
         if mine is not None:
             mine.again.set()
@@ -123,7 +124,8 @@ class Unlocked:
             if not mine.failed:
                 result: T = mine.result
                 return result
-        return await asked.verb(at_once)
+            arrive = again
+        return await asked.verb(arrive)
 
     def _drop_old(self) -> None:
         """Forget of what threads failed to do that are gone: a few, to take no longer the more there are."""

@@ -13,3 +13,8 @@ Arrive = Callable[[], Awaitable[None]]
 
 async def at_once() -> None:
     """An `Arrive` of who is there."""
+
+
+async def again() -> None:
+    """An `Arrive` of who is there, and whose verb has failed just now, after it had waited for all there is to wait
+    for: it is tried anew with the kernel's locks held, and waits for nobody."""

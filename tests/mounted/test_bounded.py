@@ -131,6 +131,36 @@ def test_a_verb_that_waits_delays_none_of_the_others_in_its_group(unmounted, tmp
     tree.closed()
 
 
+@pytest.mark.parametrize("action", [delete_done, discard_slow])
+def test_what_the_kernel_forgets_meanwhile_is_removed_all_the_same(unmounted, tmp_path, action):
+    tree = unmounted
+    prepare(tree, "rename", tmp_path)
+    with stopped(tmp_path, action, tree):
+        Path("/proc/sys/vm/drop_caches").write_text("2")
+        assert os.stat(tree / "builds/slow").st_nlink == os.stat(tree / "results/done").st_nlink == 2
+        Path("/proc/sys/vm/drop_caches").write_text("2")
+    left = {delete_done: ["other", "slow"], discard_slow: ["done", "other"]}[action]
+    assert sorted(os.listdir(tree / "builds") + os.listdir(tree / "results")) == left
+    for name in set(left) - {"done"}:
+        os.rmdir(tree / "builds" / name)
+
+
+def test_what_can_not_be_removed_now_is_removed_later(unmounted, tmp_path):
+    tree, broken = unmounted, tmp_path / "broken"
+    tree.mount_changed("broken", tmp_path, "--keep-failed", "9")
+    publish(tree, "done")
+    for name in ("slow", "kept"):
+        os.mkdir(tree / "builds" / name)
+    os.rename(tree / "builds/kept", tree / "builds/.failed/kept")
+    for path in ("results/done", "builds/slow", "builds/.failed/kept"):
+        broken.write_text("rename")
+        with failing(errno.EIO):
+            os.rmdir(tree / path)
+        broken.unlink()
+        os.rmdir(tree / path)
+    tree.closed()
+
+
 def keep_slow(tree: Mounted) -> None:
     os.rename(tree / "builds/slow", tree / "builds/.failed/slow")
 

@@ -53,7 +53,7 @@ class Area:
         self.table = table
         self.place = place
         self.view: View | None = None
-        self.last: os.stat_result | None = None  # of its root, where it is being removed and not looked into any more
+        self.last: os.stat_result | None = None  # of its root, when it was last looked into: if it shows nothing
         self.shown = 0  # above the dataset's own inode numbers; set by the table, see there
         self.read_only = False
         self.is_final = False  # a result's

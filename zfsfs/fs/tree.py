@@ -332,22 +332,27 @@ class Tree:
 
     async def remove(self, area: Area, verb: Callable[[View | None], Awaitable[Dataset | None]]) -> Dataset | None:
         """Let a verb give up what is behind an area, and close the view of it. Nothing that is open in it is
-        disturbed."""
+        disturbed. Whatever the kernel forgets, the area is there until then, and shows as it was."""
+        self.table.hold(area.root)
         view = None
-        if area.view is not None and not area.opens:
-            area.last = os.fstat(area.fd)
-            view = area.detach()
         try:
+            if area.view is None and area.last is None and isinstance(area.place, ResultPlace):
+                with suppress(ZfsfsError, OSError):  # somebody else may have destroyed it
+                    await self.ready(area)
+            if area.view is not None and not area.opens:
+                area.last = os.fstat(area.fd)
+                view = area.detach()
             return await verb(view)
         except BaseException:
-            area.last = None
             await close_view(view)
-            # It is looked into again as soon as somebody wants to.
+            # It is looked into again as soon as somebody wants to; until then `last` is true.
             if isinstance(area.place, BuildPlace):
                 area.place.discarded = False
             elif isinstance(area.place, FailedPlace):
                 area.place.deleted = False
             raise
+        finally:
+            self.table.closed(area.root)
 
     async def end(self, area: Area) -> None:
         """A build or result is gone. What is open in it goes on working, as in a removed directory."""

@@ -146,6 +146,7 @@ async def _mounted(
     files = Passthrough(tree.table, workers, tree.users)
     own, builders, logs = await _builders(settings, mountpoint, tree, knock.path)
     unlocked = Unlocked(lambda names: kernel.look_up_again(names, ()))
+    tree.failures.look_again = lambda names: kernel.look_up_again(names, ())
     before = descriptors()
     name = settings.store.replace("\\", "\\\\").replace(",", "\\,")
     options = {f"fsname={name}", "subtype=zfsfs", "default_permissions", "nosuid", "nodev", *settings.options}

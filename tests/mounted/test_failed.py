@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
 
 import pytest
 from as_user import as_user
 from errnos import failing
-from mounted_tree import until
+from mounted_tree import until, zfsfs
 
 ANN, BOB = 1234, 1235
 
@@ -29,6 +30,11 @@ def fail(tree, name: str) -> None:
     ident = name.partition("+")[2].partition("@")[0]
     (tree / "builds" / name).mkdir()
     (tree / ".zfsfs/wait" / ident).read_bytes()
+
+
+def publish_base(tree) -> None:
+    (tree / "builds/base").mkdir()
+    (tree / "builds/base").rename(tree / "results/base")
 
 
 def attribute(path, name: str) -> str:
@@ -113,16 +119,76 @@ def test_the_newest_failure_of_an_id_is_kept(keeping):
 
 
 def test_failed_builds_outlive_the_daemon_and_go_with_their_base(keeping):
-    (keeping / "builds/base").mkdir()
-    (keeping / "builds/base").rename(keeping / "results/base")
+    publish_base(keeping)
     fail(keeping, "sh+one@base")
     keeping.umount()
     keeping.mount(0.1, "--keep-failed", "5")
     assert attribute(keeping / "builds/.failed/one", "exit") == "7"
     assert attribute(keeping / "builds/.failed/one", "base") == "base"
     assert (keeping / ".zfsfs/log/one").read_text() == "what is wrong\n"
+    kept = keeping / "builds/.failed/one"
+    inside = os.open(kept, os.O_PATH)
+    with open(kept / "file") as file:
+        (keeping / "results/base").rmdir()
+        assert os.listdir(keeping / "builds/.failed") == []
+        assert not kept.exists()
+        # What is open goes on working, as in a removed directory.
+        assert file.read() == "half\n"
+    keeping.closed()
+    with failing(errno.ESTALE):
+        os.listdir(f"/proc/self/fd/{inside}")
+    os.close(inside)
+
+
+def test_failed_builds_that_nobody_has_looked_into_go_with_their_base(keeping):
+    publish_base(keeping)
+    for ident in ("one", "two"):
+        fail(keeping, f"sh+{ident}@base")
+    assert os.listdir(keeping / "builds/.failed/one") == ["file"]
+    os.chdir(keeping / "results")  # so nothing is looked up between the two requests of the rmdir
+    try:
+        os.rmdir("base")
+    finally:
+        os.chdir("/")
+    until(lambda: not (keeping / "builds/.failed/one").exists())
+    assert not (keeping / "builds/.failed/two").exists()
+    keeping.closed()
+    publish_base(keeping)
+    fail(keeping, "sh+one@base")
+    assert (keeping / "builds/.failed/one/file").read_text() == "half\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes it native")
+def test_a_base_stays_while_a_failed_build_on_it_is_native(keeping, tmp_path):
+    publish_base(keeping)
+    fail(keeping, "sh+one@base")
+    kept, target = keeping / "builds/.failed/one", tmp_path / "target"
+    target.mkdir()
+    zfsfs("bind", kept, target)
+    with failing(errno.EBUSY):
+        (keeping / "results/base").rmdir()
+    assert (target / "file").read_text() == (kept / "file").read_text() == "half\n"
+    subprocess.run(["umount", target], check=True)
     (keeping / "results/base").rmdir()
-    assert os.listdir(keeping / "builds/.failed") == []
+    assert not kept.exists()
+    keeping.closed()
+
+
+def test_failed_builds_stay_as_they_were_when_their_base_can_not_be_deleted(unmounted, folder):
+    (folder / "config.toml").write_text('[builder.sh]\ncommand = ["sh", "-c", "echo half > file; exit 7"]\n')
+    unmounted.mount_changed("broken", folder, "--config", folder / "config.toml", "--keep-failed", "2/1d")
+    publish_base(unmounted)
+    fail(unmounted, "sh+one@base")
+    kept = unmounted / "builds/.failed/one"
+    assert os.listdir(kept) == ["file"]
+    (folder / "broken").write_text("rename")
+    with failing(errno.EIO):
+        (unmounted / "results/base").rmdir()
+    assert (kept / "file").read_text() == "half\n"
+    (folder / "broken").unlink()
+    (unmounted / "results/base").rmdir()
+    assert not kept.exists()
+    unmounted.closed()
 
 
 def test_a_person_keeps_a_failed_build(tree):

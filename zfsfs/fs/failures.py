@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
 from zfsfs.errors import Busy, InvalidName, Missing
-from zfsfs.fs.area import Area
+from zfsfs.fs import control
+from zfsfs.fs.area import FOREVER, Area
 from zfsfs.fs.places import BuildPlace, FailedPlace
 from zfsfs.fs.quiet import not_native, not_written
 from zfsfs.fs.users import BUILD
 from zfsfs.names import BuildId, BuildName
-from zfsfs.store.arriving import Arrive, at_once
+from zfsfs.store.arriving import Arrive, again, at_once
 from zfsfs.store.views import close_view
-from zfsfs.threads import in_thread
+from zfsfs.threads import UNLIMITED, in_thread, lasting
 
 if TYPE_CHECKING:
     from zfsfs.fs.tree import Tree
 
+T = TypeVar("T")
+
+#: Seconds that the kernel may take to be told of names, before a verb goes on all the same.
+TELLING = 1.0
+
 
 class Failures:
-    """See the module: a part of the tree."""
+    """See the module: a part of the tree. `look_again` has the kernel look up names again, each with its directory's
+    number; it blocks."""
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
+        self.look_again: Callable[[list[tuple[int, bytes]]], None] = lambda names: None
         self._areas: dict[BuildId, Area] = {}
 
     def names(self) -> list[bytes]:
@@ -144,9 +154,62 @@ class Failures:
             await self._tree.remove(area, lambda view: forget(ident, arrive, view))
         await self._let_go(ident)
 
+    async def go_with(self, base: BuildId, arrive: Arrive, verb: Callable[[], Awaitable[T]]) -> T:
+        """Carry out a verb that deletes a result, and the failed builds with it that are based on that: what is open
+        in them goes on working. Raises Busy while one is native for somebody, and what the verb does: then those are
+        looked into again."""
+        for each in self._based_on(base):
+            await not_native(each, arrive)
+        going = self._based_on(base)
+        await self._hide(going, arrive)
+        try:
+            return await verb()
+        finally:
+            left = self._tree.store.builds.failed()
+            for area in going:
+                place = _failed(area)
+                if place.id in left and left[place.id].dataset == place.dataset:
+                    place.deleted, area.timeout = False, FOREVER
+                elif self._areas.get(place.id) is area:  # else another of that id has made it go
+                    await self._let_go(place.id)
+
+    def _based_on(self, base: BuildId) -> list[Area]:
+        return [self.find(each.id) for each in self._tree.store.builds.failed().values() if each.base == base]
+
+    async def _hide(self, areas: list[Area], arrive: Arrive) -> None:
+        """Failed builds are about to go: they show as they were, and are not looked into any more, and the kernel
+        asks for their names from now on. It is not told when they have gone, for then it holds locks."""
+        if not areas:
+            return
+        names, told = [(control.FAILED, _failed(area).id.name) for area in areas], trio.Event()
+
+        async def tell() -> None:
+            # In a thread: the kernel may hold the directory's lock for a request to us.
+            tell = partial(in_thread, self.look_again, names, abandon_on_cancel=True, limiter=UNLIMITED)
+            await lasting(tell)
+            told.set()
+
+        async with trio.open_nursery() as nursery:
+            for area in areas:
+                _failed(area).deleted, area.timeout = True, 0
+                if area.view is not None and not area.opens:
+                    area.last = os.fstat(area.fd)
+                    nursery.start_soon(close_view, area.detach())
+        self._tree.sessions.nursery.start_soon(tell)
+        # It may hold the lock that the answer to us needs, for whoever waits for one that it holds for our caller: it
+        # does with these two, and else if he has not had to look anything up.
+        if arrive not in (at_once, again):
+            with trio.move_on_after(TELLING):
+                await told.wait()
+
     async def _let_go(self, ident: BuildId) -> None:
         area = self._areas.pop(ident, None)
         if area is not None and isinstance(area.place, FailedPlace):
             area.place.deleted = True
             self._tree.table.hold(area.root)
             await self._tree.end(area)
+
+
+def _failed(area: Area) -> FailedPlace:
+    assert isinstance(area.place, FailedPlace)
+    return area.place

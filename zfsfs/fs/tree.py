@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -324,7 +325,8 @@ class Tree:
         place = area.place
         assert isinstance(place, ResultPlace)
         await closed(area, arrive)
-        place.grave = await self.remove(area, lambda view: self.store.builds.delete(place.id, arrive, view))
+        delete = partial(self.remove, area, lambda view: self.store.builds.delete(place.id, arrive, view))
+        place.grave = await self.failures.go_with(place.id, arrive, delete)
         place.deleted = True
         self._results.pop(place.id, None)
         self.table.hold(area.root)

@@ -264,6 +264,15 @@ def test_a_session_that_is_being_opened_keeps_its_cache_from_being_deleted(unmou
     assert (cache / "file").read_text() == "kept"
 
 
+def is_waiting(thread: threading.Thread) -> bool:
+    """Whether a thread waits in a system call, or has ended."""
+    try:
+        stat = Path(f"/proc/self/task/{thread.native_id}/stat").read_text()
+    except OSError:
+        return True
+    return stat.rpartition(")")[2].split()[0] in "SD"
+
+
 def test_who_opens_a_session_waits_for_no_other_of_the_cache(unmounted, tmp_path):
     make_gate(tmp_path)
     tree = unmounted

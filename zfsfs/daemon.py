@@ -110,6 +110,7 @@ async def _serve(settings: Settings, ready: Callable[[int], None]) -> None:
     users = _users(settings, store)
     kernel = Kernel()
     tree = Tree(store, settings.linger, kernel.changed, users, settings.config.caches)
+    _keep_few_open(tree)
     workers = Workers()
     try:
         await store.start()
@@ -132,6 +133,13 @@ def _users(settings: Settings, store: Store) -> Users:
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
     most = {BUILD: settings.max_builds, SESSION: settings.max_sessions, FILE: files, OWN: MOST_OWN}
     return Users(most, lambda user, text: store.events.append("warning", user, text))
+
+
+def _keep_few_open(tree: Tree) -> None:
+    """What is open for the tree's own sake takes no more than half of the descriptors."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
+    tree.idle.most = min(tree.idle.most, most)
+    tree.table.descriptors.limit = min(tree.table.descriptors.limit, most)
 
 
 async def _mounted(

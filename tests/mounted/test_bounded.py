@@ -389,6 +389,45 @@ def test_what_is_held_does_not_grow_with_the_inodes_that_are_known(tree):
     os.rmdir(build)
 
 
+def test_there_may_be_more_results_than_descriptors(unmounted):
+    tree, results = unmounted, unmounted / "results"
+    few = ["sh", "-c", 'ulimit -n 100; exec "$@"', "sh", sys.executable, "-m", "zfsfs", "mount"]
+    mount = [*few, tree.store, tree.path, "--linger", "0.1", "--log", tree.log]
+    subprocess.run(mount, check=True)
+    names = sorted(f"result{number}" for number in range(120))
+    for name in names:
+        publish(tree, name)
+    inside = [os.open(results / name, os.O_PATH) for name in names]
+    numbers = [os.fstat(fd).st_ino for fd in inside]
+    for name in names:
+        assert (results / name / "file").read_text() == name
+    for fd, number, name in zip(inside, numbers, names, strict=True):
+        assert os.fstat(fd).st_ino == os.stat(results / name).st_ino == number
+        assert Path(f"/proc/self/fd/{fd}/file").read_text() == name
+        os.close(fd)
+    assert looked_into(tree) <= 25
+    tree.umount()
+    subprocess.run(mount, check=True)
+    assert sorted(os.listdir(results)) == names
+    os.mkdir(tree / "builds/x@result0")
+    assert (tree / "builds/x@result0/file").read_text() == "result0"
+    os.rename(tree / "builds/x@result0", results / "x")
+    assert (results / "x/file").read_text() == "result0"
+    for name in (*names[1:], "x", names[0]):
+        os.rmdir(results / name)
+    assert os.listdir(results) == []
+    tree.closed()
+
+
+def looked_into(tree: Mounted) -> int:
+    """How many results the daemon looks into: on directories, the descriptors of their roots."""
+    if "ZFSFS_TEST_POOL" in os.environ:
+        return 0
+    folder = f"/proc/{tree.pid}/fd"
+    where = [os.path.realpath(f"{folder}/{each}") for each in os.listdir(folder)]
+    return sum("/result/" in each and not each.endswith("/file") for each in where)
+
+
 def private(pid: int) -> int:
     """Bytes that are a process's own (proc(5): smaps_rollup)."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()

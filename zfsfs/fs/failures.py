@@ -97,6 +97,7 @@ class Failures:
         area.place = FailedPlace(target, info.dataset)
         self._areas[target] = area
         area.on_forgotten = self._forgotten
+        tree.idle.add(area)
         tree.table.closed(area.root)
         if tree.builders is not None:
             tree.builders.tidy_soon()
@@ -135,6 +136,7 @@ class Failures:
         area.place = BuildPlace(build, info.created, uid)
         self._areas.pop(build.id, None)
         area.on_forgotten = None
+        tree.idle.drop(area)
         before = area.detach()
         area.attach(view)
         area.read_only = False

@@ -65,6 +65,7 @@ class Operations(OwnOperations):
         node = await self.node(ino)
         if is_cold(node):
             await warm(self._files.workers, node)
+            node = await self.node(ino)  # its area may show nothing again
         return node
 
     async def opening(self, ino: int, ctx: pyfuse3.RequestContext | Caller, *, opens: bool = True) -> Node:

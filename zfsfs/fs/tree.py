@@ -24,6 +24,7 @@ from zfsfs.fs.caller import Caller, error
 from zfsfs.fs.control import FIRST_INODE
 from zfsfs.fs.failures import Failures
 from zfsfs.fs.holders import Holder, Wanted, holders
+from zfsfs.fs.idle import Idle
 from zfsfs.fs.nodes import NodeTable, stale
 from zfsfs.fs.permission import WRITE, permits
 from zfsfs.fs.places import BuildPlace, CachePlace, FailedPlace, Place, ResultPlace
@@ -69,6 +70,7 @@ class Tree:
         self.builds: dict[BuildId, Area] = {}
         self._results: dict[BuildId, Area] = {}
         self.failures = Failures(self)
+        self.idle = Idle(self.let_go)
         self._lingering: set[Area] = set()  # of builds and results that are gone, with handles that are open
         self.sessions = Sessions(
             store, self.table, linger, self.holders_of, tell, users, CacheRuling(store, rules or {}), self.is_held_by
@@ -146,6 +148,7 @@ class Tree:
 
     def let_go(self, area: Area) -> None:
         """Show nothing in an area any more."""
+        self.idle.drop(area)
         self.sessions.nursery.start_soon(close_view, area.detach())
 
     # Access.
@@ -172,6 +175,8 @@ class Tree:
             await close_view(view)  # another was faster
         else:
             area.attach(view)
+            if not writable:
+                self.idle.add(area)
 
     def _behind(self, place: Place) -> tuple[Dataset | Snapshot, bool]:
         """What is to be looked into, and whether to write there. Raises ESTALE when it has gone."""
@@ -293,6 +298,7 @@ class Tree:
         area.finish()
         self._results[target] = area
         area.on_forgotten = self._result_forgotten
+        self.idle.add(area)
         self.table.closed(area.root)
 
     def _cancel(self, area: Area, build: BuildPlace, run: Run) -> None:
@@ -358,6 +364,7 @@ class Tree:
 
     async def end(self, area: Area) -> None:
         """A build or result is gone. What is open in it goes on working, as in a removed directory."""
+        self.idle.drop(area)
         if area.opens:
             self._lingering.add(area)
             self.sessions.nursery.start_soon(self._linger, area)

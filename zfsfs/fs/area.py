@@ -47,9 +47,10 @@ class Holding(Protocol):
 
 
 class Area:
-    """See the module. `place` is what it is (a build, a result, a cache's session), set by the tree."""
+    """See the module. `place` is what it is (a build, a result, a cache's session), set by the tree. `number`: see
+    `NodeTable.root`."""
 
-    def __init__(self, table: NodeTable, place: Place) -> None:
+    def __init__(self, table: NodeTable, place: Place, number: int = 0) -> None:
         self.table = table
         self.place = place
         self.view: View | None = None
@@ -84,7 +85,7 @@ class Area:
         self._absent: set[tuple[int, bytes]] = set()
         self.believed = NEVER  # until when the kernel takes names for absent that are not among these (monotonic)
         self._stirred: trio.Event | None = None  # there is one while somebody waits
-        self.root = table.root(self)
+        self.root = table.root(self, number)
 
     @property
     def fd(self) -> int:

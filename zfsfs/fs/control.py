@@ -14,10 +14,11 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from zfsfs.fs.caller import error
+from zfsfs.fs.nodes import Node
 from zfsfs.names import FAILED_BUILDS
 
 #: The first inode number of what lies in datasets; smaller ones are the tree's own.
@@ -126,6 +127,15 @@ class Bytes:
 
 
 @dataclass(eq=False, slots=True)
+class Listing:
+    """An open directory: what it listed when it was opened, by names in directories. `held`: the roots of areas of
+    which the kernel was told no more than the number; they keep it until then."""
+
+    entries: list[tuple[int, bytes]]
+    held: set[Node] = field(default_factory=set)
+
+
+@dataclass(eq=False, slots=True)
 class Own:
     """An entry that the kernel may know: its number, what it is, and how often it was looked up."""
 
@@ -144,7 +154,7 @@ class Control:
         self.top = Folder()
         self.folder = Folder()
         self.by_ino: dict[int, Own] = {}
-        self.opened: dict[int, list[tuple[int, bytes]] | Reader] = {}
+        self.opened: dict[int, Listing | Reader] = {}
         self._by_key: dict[tuple[int, bytes], Own] = {}
         self._next = _FIRST_PASSING
         self._keep(ROOT, self.top, (0, b""))

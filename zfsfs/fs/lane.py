@@ -389,7 +389,7 @@ class Lane:
     def readdirplus(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
         number, offset, size = wire.READ_IN.unpack_from(body)
         if number >= FIRST_OWN_HANDLE:
-            return None
+            return self._ops.listed(number, offset, size) or wire.DONE
         self._tree.running()
         handle = self._files.handles[number]
         assert isinstance(handle, DirectoryHandle)

@@ -8,16 +8,10 @@ from __future__ import annotations
 
 import os
 import stat
-from struct import Struct
 
 from zfsfs.fs import wire
 from zfsfs.fs.handles import DirectoryHandle
 from zfsfs.fs.nodes import Node, NodeTable
-
-#: What stands in the place of the attributes of what is only named.
-_UNTOLD = bytes(wire.ENTRY_SIZE)
-_DIRENT = Struct("<QqII")  # inode, offset of the next, length of the name, type
-_DIRECTORY = stat.S_IFDIR >> 12
 
 
 def listed(table: NodeTable, handle: DirectoryHandle, offset: int, size: int, above: int) -> tuple[bytes, int]:
@@ -30,24 +24,24 @@ def listed(table: NodeTable, handle: DirectoryHandle, offset: int, size: int, ab
     for name, following, number in handle.entries(offset):
         length = len(name)
         padded = length + 7 & ~7
-        size -= wire.ENTRY_SIZE + _DIRENT.size + padded
+        size -= wire.ENTRY_SIZE + wire.DIRENT.size + padded
         if size < 0:
             break
         found = by_st_ino.get(number)
         if name in (b".", b".."):  # the kernel keeps nothing of them
-            entry, shown, kind = _UNTOLD, node.shown if name == b"." else above, _DIRECTORY
+            entry, shown, kind = wire.UNTOLD, node.shown if name == b"." else above, wire.DIRECTORY
         elif found is not None and keeps and _is_known(found, node, name):
-            entry, shown, kind = _UNTOLD, found.shown, found.kind >> 12
+            entry, shown, kind = wire.UNTOLD, found.shown, found.kind >> 12
         else:
             try:
                 st = os.stat(name, dir_fd=folder, follow_symlinks=False)
             except FileNotFoundError:
-                size += wire.ENTRY_SIZE + _DIRENT.size + padded
+                size += wire.ENTRY_SIZE + wire.DIRENT.size + padded
                 continue  # removed since the directory was read
             found = table.remember(node, name, st)
             found.lookups += 1
             entry, shown, kind = wire.entry(found, st), found.shown, found.kind >> 12
-        parts += (entry, _DIRENT.pack(shown, following, length, kind), name.ljust(padded, b"\0"))
+        parts += (entry, wire.DIRENT.pack(shown, following, length, kind), name.ljust(padded, b"\0"))
     return b"".join(parts), len(parts) // 3
 
 

@@ -1,7 +1,8 @@
 """Inodes of what lies in datasets: numbers that the kernel knows, and the way back to the file.
 
 Guarantees
-- An inode number is never used twice.
+- An inode number is never used twice. A result's root has its own for as long as there is the result, though the
+  kernel may forget it meanwhile.
 - A node stays in the table while the kernel may name it (its lookup count) or while a child needs it to be found.
 - At most `Descriptors.limit` O_PATH descriptors are open, however many nodes there are; pinned ones come on top:
   those of files that have lost their last name that we know of while the kernel still knows them.
@@ -208,12 +209,14 @@ class NodeTable:
         self._area = 0
         self._most = 0  # how many nodes there have been since the tables were last made smaller
 
-    def root(self, area: Area) -> Node:
-        """A new node for the root of an area, which also gets its number."""
+    def root(self, area: Area, number: int = 0) -> Node:
+        """A new node for the root of an area, which also gets its number. `number`: that of a node which stood for
+        the same before, and which the kernel has forgotten."""
         self._area = self._area % _MOST_AREAS + 1
         self._areas[self._area] = area
         area.shown = self._area << _AREA_AT
         node = self._new(area, None, b"", 0, stat.S_IFDIR)
+        node.ino = number or node.ino
         self.by_ino[node.ino] = node
         return node
 

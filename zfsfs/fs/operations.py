@@ -19,7 +19,7 @@ import pyfuse3
 from zfsfs.fs import control, status, who
 from zfsfs.fs.caller import Caller, error
 from zfsfs.fs.cold import is_cold, warm
-from zfsfs.fs.control import FIRST_INODE
+from zfsfs.fs.control import FIRST_INODE, Listing
 from zfsfs.fs.handles import Changes, DirectoryHandle, FileHandle
 from zfsfs.fs.nodes import Node
 from zfsfs.fs.own_operations import FIRST_OWN_HANDLE, GROUPS, Attributes, OwnOperations
@@ -303,7 +303,7 @@ class Operations(OwnOperations):
     async def read(self, fh: int, off: int, size: int) -> bytes:
         own = self._own.get(fh)
         if own is not None:
-            assert not isinstance(own, list)
+            assert not isinstance(own, Listing)
             return await own.read(off, size)
         return await self._files.read(self._files.file(fh), off, size)
 
@@ -320,7 +320,7 @@ class Operations(OwnOperations):
         own = self._drop_own(fh)
         if own is None:
             self._files.close(fh)
-        elif not isinstance(own, list):
+        elif not isinstance(own, Listing):
             own.close()
 
     @answered
@@ -340,8 +340,8 @@ class Operations(OwnOperations):
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         own = self._own.get(fh)
         if own is not None:
-            assert isinstance(own, list)
-            await self._read_own(own, start_id, token)
+            assert isinstance(own, Listing)
+            await self._read_own(own.entries, start_id, token)
             return
         handle = self._files.handles[fh]
         assert isinstance(handle, DirectoryHandle)

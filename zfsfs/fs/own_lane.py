@@ -10,9 +10,13 @@ import operator
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from zfsfs.fs import wire
+from zfsfs.errors import Missing
+from zfsfs.fs import control, wire
 from zfsfs.fs.asked import Context, Opened
+from zfsfs.fs.control import Listing
 from zfsfs.fs.operations import Operations
+from zfsfs.fs.own_operations import GROUPS
+from zfsfs.names import FAILED_BUILDS
 
 #: What `answer` answers.
 OWN = {wire.LOOKUP, wire.READ, wire.MKDIR, wire.RMDIR, wire.RENAME, wire.RENAME2}
@@ -25,6 +29,51 @@ class WireOperations(Operations):
     own_entry = staticmethod(wire.own)  # type: ignore[assignment]
     number = staticmethod(operator.attrgetter("shown"))
     opened = Opened  # type: ignore[assignment]
+
+    def listed(self, handle: int, start: int, size: int) -> bytes:
+        """A reply of at most `size` bytes with what an open directory of ours lists from a position on.
+
+        Of areas that show nothing yet only the names are said: to look into each of them takes a while and a
+        descriptor, one after the other and with the directory locked; and most who list it only want the names.
+        """
+        listing = self._own[handle]
+        assert isinstance(listing, Listing)
+        parts: list[bytes] = []
+        for position in range(start, len(listing.entries)):
+            parent, name = listing.entries[position]
+            length = len(name)
+            padded = length + 7 & ~7
+            room = wire.ENTRY_SIZE + wire.DIRENT.size + padded
+            if room > size:
+                break
+            try:
+                entry, number, kind = self._told(listing, parent, name)
+            except (Missing, OSError):
+                continue  # it has gone since
+            parts += (entry, wire.DIRENT.pack(number, position + 1, length, kind), name.ljust(padded, b"\0"))
+            size -= room
+        return b"".join(parts)
+
+    def _told(self, listing: Listing, parent: int, name: bytes) -> tuple[bytes, int, int]:
+        """What the kernel is told of a name: an entry, a number and a type. Raises Missing, OSError."""
+        if name in (b".", b".."):
+            own = self._control.get(parent)
+            return wire.UNTOLD, own.ino if name == b"." else own.key[0] or control.ROOT, wire.DIRECTORY
+        if parent not in GROUPS or (parent, name) == (control.BUILDS, FAILED_BUILDS):
+            own = self._control.find(parent, name)
+            packed: Any = self._own_attributes(own)
+            own.lookups += 1
+            return packed, own.ino, own.entry.facts().mode >> 12
+        area = self._tree.find(GROUPS[parent], name)
+        entry: Any = wire.UNTOLD
+        root = area.root
+        if area.view is not None or area.last is not None:
+            entry = self._root_at_once(area)
+            self._found(area)
+        elif root not in listing.held:
+            listing.held.add(root)
+            self._tree.table.hold(root)
+        return entry, root.ino, wire.DIRECTORY
 
 
 def raw(handler: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Coroutine[Any, Any, Any]]:

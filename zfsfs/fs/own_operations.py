@@ -20,7 +20,7 @@ from zfsfs.errors import DriverError, Missing
 from zfsfs.fs import control
 from zfsfs.fs.area import Area
 from zfsfs.fs.caller import Caller, error
-from zfsfs.fs.control import Control, Own, Reader
+from zfsfs.fs.control import Control, Listing, Own, Reader
 from zfsfs.fs.passthrough import Passthrough
 from zfsfs.fs.replies import answered, attributes, dot, own_attributes
 from zfsfs.fs.tree import BUILDS, CACHES, FAILED, RESULTS, Tree
@@ -202,24 +202,27 @@ class OwnOperations(pyfuse3.Operations):
     def _opendir_own(self, inode: int, uid: int) -> int:
         names = self._tree.names(GROUPS[inode]) if inode in GROUPS else self._control.names(inode)
         self._files.users.take(OWN, uid)
-        return self._keep_own([(inode, name) for name in [b".", b"..", *names]], uid)
+        return self._keep_own(Listing([(inode, name) for name in [b".", b"..", *names]]), uid)
 
-    def _keep_own(self, contents: list[tuple[int, bytes]] | Reader, uid: int) -> int:
+    def _keep_own(self, contents: Listing | Reader, uid: int) -> int:
         self._next_own += 1
         self._own[self._next_own] = contents
         if uid:
             self._own_users[self._next_own] = uid
         return self._next_own
 
-    def _drop_own(self, fh: int) -> list[tuple[int, bytes]] | Reader | None:
+    def _drop_own(self, fh: int) -> Listing | Reader | None:
         if fh in self._own_users:
             self._files.users.give(OWN, self._own_users.pop(fh))
-        return self._own.pop(fh, None)
+        own = self._own.pop(fh, None)
+        for root in own.held if isinstance(own, Listing) else ():
+            self._tree.table.closed(root)
+        return own
 
     @answered
     async def poll(self, inode: int, fh: int, poll_handle: pyfuse3.PollHandle | None, ctx: object) -> int:
         own = self._own.get(fh)
-        if own is None or isinstance(own, list):
+        if own is None or isinstance(own, Listing):
             return select.POLLIN | select.POLLOUT
         notify = None if poll_handle is None else poll_handle.notify
         return select.POLLIN if own.ready(notify) else 0

@@ -69,6 +69,7 @@ class Tree:
         self.table = NodeTable(FIRST_INODE)
         self.builds: dict[BuildId, Area] = {}
         self._results: dict[BuildId, Area] = {}
+        self._numbers: dict[BuildId, int] = {}  # of the roots of those that the kernel has forgotten
         self.failures = Failures(self)
         self.idle = Idle(self.let_go)
         self._lingering: set[Area] = set()  # of builds and results that are gone, with handles that are open
@@ -135,7 +136,7 @@ class Tree:
             raise Missing(f"there is no result {ident}")
         area = self._results.get(ident)
         if area is None:
-            area = self._results[ident] = Area(self.table, ResultPlace(ident))
+            area = self._results[ident] = Area(self.table, ResultPlace(ident), self._numbers.pop(ident, 0))
             area.finish()
             area.on_forgotten = self._result_forgotten
         return area
@@ -144,6 +145,7 @@ class Tree:
         assert isinstance(area.place, ResultPlace)
         if self._results.get(area.place.id) is area:
             del self._results[area.place.id]
+            self._numbers[area.place.id] = area.root.ino
         self.let_go(area)
 
     def let_go(self, area: Area) -> None:
@@ -335,6 +337,7 @@ class Tree:
         place.grave = await self.failures.go_with(place.id, arrive, delete)
         place.deleted = True
         self._results.pop(place.id, None)
+        self._numbers.pop(place.id, None)
         self.table.hold(area.root)
         await self.end(area)
 

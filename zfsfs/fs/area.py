@@ -34,6 +34,8 @@ Traces = tuple[int, int, int]
 #: The most names that are remembered as absent, and the seconds for which the kernel may keep any others.
 MOST_ABSENT = 50_000
 BRIEFLY = 1
+#: Extended attributes that a root is known not to have.
+MOST_LACKING = 8
 
 
 class Holding(Protocol):
@@ -55,6 +57,7 @@ class Area:
         self.place = place
         self.view: View | None = None
         self.last: os.stat_result | None = None  # of its root, when it was last looked into: if it shows nothing
+        self.lacking: frozenset[bytes] = frozenset()  # extended attributes that the root is known not to have
         self.shown = 0  # above the dataset's own inode numbers; set by the table, see there
         self.read_only = False
         self.is_final = False  # a result's
@@ -157,6 +160,12 @@ class Area:
     def present(self, parent: Node, name: bytes) -> None:
         """There is something of that name now."""
         self._absent.discard((parent.ino, name))
+
+    def found_lacking(self, name: bytes) -> None:
+        """The root has no extended attribute of that name: `ls -l` asks for the same ones each time, of each root,
+        which need not be looked into for that."""
+        if self.is_final and len(self.lacking) < MOST_LACKING:
+            self.lacking |= {name}
 
     def finish(self) -> None:
         """What is shown never changes again."""

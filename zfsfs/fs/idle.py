@@ -17,7 +17,7 @@ from contextlib import suppress
 from zfsfs.fs.area import Area
 
 #: How many there are where descriptors are plentiful.
-MOST = 128
+MOST = 256
 
 
 class Idle:

@@ -231,6 +231,9 @@ class Operations(OwnOperations):
             raise error(errno.ENODATA)
         if name == who.NAME:
             return await self._holders(inode, ctx.uid)
+        known = self._by_ino.get(inode)
+        if known is not None and known.parent is None and name in known.area.lacking:
+            raise error(errno.ENODATA)
         node = await self.at_hand(inode)
         if node.parent is None and name.startswith(b"user.zfsfs."):
             value = await status.xattr(self._tree, node.area, name, ctx.uid)

@@ -331,7 +331,12 @@ class Passthrough(OpenFiles):
 
     def getxattr(self, node: Node, name: bytes) -> bytes:
         """getxattr(2)."""
-        return os.getxattr(self._way_to(node), name)
+        try:
+            return os.getxattr(self._way_to(node), name)
+        except OSError as failure:
+            if failure.errno == errno.ENODATA and node.parent is None:
+                node.area.found_lacking(name)
+            raise
 
     def is_plain(self, node: Node) -> bool:
         """Whether a file is known to have no capabilities, or now turns out to have none."""

@@ -151,7 +151,8 @@ class Tree:
     def let_go(self, area: Area) -> None:
         """Show nothing in an area any more."""
         self.idle.drop(area)
-        self.sessions.nursery.start_soon(close_view, area.detach())
+        if area.view is not None:  # else it has nothing open: most that were only listed have not
+            self.sessions.nursery.start_soon(close_view, area.detach())
 
     # Access.
 

@@ -444,7 +444,7 @@ def looked_into(tree: Mounted) -> set[str]:
         return set()
     folder = f"/proc/{tree.pid}/fd"
     where = [os.path.realpath(f"{folder}/{each}") for each in os.listdir(folder)]
-    return {each for each in where if "/result/" in each and not each.endswith("/file")}
+    return {each for each in where if "-result-" in os.path.basename(each)}
 
 
 def private(pid: int) -> int:

@@ -105,6 +105,14 @@ def test_an_older_daemon_is_looked_at_and_unmounted(unmounted, tmp_path):
     zfsfs("umount", tree.path)
 
 
+@pytest.mark.parametrize(("to", "code"), [("/dev/full", 1), ("&-", 0)])
+def test_an_output_that_can_not_be_written_is_a_line_and_a_code(tree, to, code):
+    command = f'exec "$0" -m zfsfs status "$1" >{to}'
+    words = ["sh", "-c", command, sys.executable, str(tree.path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (code, code), done.stderr
+
+
 def test_status_check_and_recover_tell(tree):
     (tree / "caches/c").mkdir()
     (tree / "builds/b").mkdir()

@@ -69,6 +69,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         options.words = command
         options.run(options)
         code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0
     except ZfsfsError as error:
         _complain(str(error))
         code = error.exit_code
@@ -80,5 +82,19 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         code = 1
     except KeyboardInterrupt:
         code = 130
-    sys.stdout.flush()
-    sys.exit(code)
+    flushed = _flushed()
+    sys.exit(code or flushed)
+
+
+def _flushed() -> int:
+    """Write what is still to be written to standard output; an exit code where that is impossible."""
+    try:
+        if sys.stdout is not None:  # as it is where it was closed when we were started
+            sys.stdout.flush()
+    except OSError as error:
+        # Or Python would try it again at its end, and complain of it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if not isinstance(error, BrokenPipeError):
+            _complain(f"standard output can't be written: {error.strerror}")
+        return 1
+    return 0

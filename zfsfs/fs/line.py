@@ -55,8 +55,8 @@ _Task = Callable[[bytes, Context], Awaitable[None]]
 
 #: Seconds for which the next request is waited for without sleeping.
 SPIN = 60e-6
-#: Seconds after which the event loop gets a turn.
-TURN = 2e-3
+#: Seconds after which the event loop gets a turn, while requests keep coming.
+TURN = 4e-3
 #: Seconds after which one more moment without answers would not be noticed.
 IDLE = 1.0
 #: The most replies that are held back (of four processes at work each then waits a tenth less).

@@ -153,8 +153,8 @@ async def _mounted(
 ) -> None:
     files = Passthrough(tree.table, workers, tree.users)
     own, builders, logs = await _builders(settings, mountpoint, tree, knock.path)
-    unlocked = Unlocked(lambda names: kernel.look_up_again(names, ()))
-    tree.failures.look_again = lambda names: kernel.look_up_again(names, ())
+    unlocked = Unlocked(kernel.look_up_again)
+    tree.failures.look_again = kernel.look_up_again
     before = descriptors()
     name = settings.store.replace("\\", "\\\\").replace(",", "\\,")
     options = {f"fsname={name}", "subtype=zfsfs", "default_permissions", "nosuid", "nodev", *settings.options}

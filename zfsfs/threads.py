@@ -49,6 +49,15 @@ async def in_thread(
         return await trio.to_thread.run_sync(call, *arguments, abandon_on_cancel=abandon_on_cancel, limiter=limiter)
 
 
+async def at_last(call: Callable[..., T], *arguments: Any) -> T:
+    """The same, for what may wait for us: where no thread is to be had now, as soon as one is."""
+    while True:
+        try:
+            return await in_thread(call, *arguments, abandon_on_cancel=True, limiter=UNLIMITED)
+        except DriverError:
+            await trio.sleep(PAUSE)
+
+
 async def lasting(service: Callable[[], Awaitable[None]]) -> None:
     """A service that can be begun anew at any time is, when memory, threads or descriptors have run out, or the
     storage fails; until cancelled."""

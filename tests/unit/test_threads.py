@@ -8,6 +8,7 @@ import os
 import pytest
 import trio
 
+from zfsfs import threads
 from zfsfs.errors import DriverError, Stopped
 from zfsfs.fs import door, unlocked
 from zfsfs.fs.caller import Caller
@@ -57,7 +58,7 @@ def test_a_thread_that_is_not_to_be_had_has_a_number(failure):
 
 async def test_descriptors_that_were_received_are_closed_as_soon_as_there_is_a_thread(autojump_clock, monkeypatch):
     called, attempts = none_at_first(2)
-    monkeypatch.setattr(door, "in_thread", called)
+    monkeypatch.setattr(threads, "in_thread", called)
     ours, theirs = os.pipe()
     await door._close_elsewhere([theirs])
     assert len(attempts) == 3
@@ -69,7 +70,7 @@ async def test_the_kernel_is_told_of_a_verb_whose_caller_has_gone_as_soon_as_the
     autojump_clock, monkeypatch
 ):
     called, attempts = none_at_first(2)
-    monkeypatch.setattr(unlocked, "in_thread", called)
+    monkeypatch.setattr(threads, "in_thread", called)
     monkeypatch.setattr(unlocked, "runs", lambda pid: len(gone) < 1)
     gone: list[int] = []
     told: list[object] = []

@@ -22,12 +22,12 @@ from typing import Any
 import trio
 
 from zfsfs import syscalls
-from zfsfs.errors import Busy, DriverError, Refused, UsageError, ZfsfsError
+from zfsfs.errors import Busy, Refused, UsageError, ZfsfsError
 from zfsfs.fs.natives import Grant, Held, Natives, trusted
 from zfsfs.fs.outputs import Outputs
 from zfsfs.native import wire
 from zfsfs.native.wire import Message, Peer
-from zfsfs.threads import PAUSE, UNLIMITED, in_thread
+from zfsfs.threads import at_last, in_thread
 
 log = logging.getLogger(__name__)
 
@@ -236,11 +236,8 @@ def _closed(descriptors: list[int]) -> list[int]:
 
 async def _close_elsewhere(descriptors: list[int]) -> None:
     """They may belong to a filesystem that never answers. Then only who has sent them waits for ever."""
-    while descriptors:
-        try:
-            await in_thread(_closed, descriptors, abandon_on_cancel=True, limiter=UNLIMITED)
-        except DriverError:
-            await trio.sleep(PAUSE)  # until a thread is to be had
+    if descriptors:
+        await at_last(_closed, descriptors)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,19 +14,14 @@ import struct
 from collections.abc import Iterable
 from contextlib import suppress
 
-import trio
-
-from zfsfs.errors import DriverError
 from zfsfs.fs.control import CACHES
-from zfsfs.threads import UNLIMITED, in_thread
+from zfsfs.threads import at_last
 
 _HEADER = struct.Struct("=IiQ")
 _INODE = struct.Struct("=Qqq")
 _ENTRY = struct.Struct("=QII")
 _INVAL_INODE, _INVAL_ENTRY = 2, 3
 _EXPIRE_ONLY = 1
-#: Seconds after which the kernel is told again what it could not be told.
-RETRY = 1.0
 
 
 class Kernel:
@@ -74,14 +69,9 @@ class Kernel:
                 if failure.errno != errno.EBUSY:
                     raise
 
-        while True:
-            try:
-                await in_thread(tell, abandon_on_cancel=True, limiter=UNLIMITED)
-                return
-            except DriverError:
-                await trio.sleep(RETRY)  # no thread is to be had; what is stale has to go, sooner or later
+        await at_last(tell)
 
-    def look_up_again(self, names: Iterable[tuple[int, bytes]], folders: Iterable[int]) -> None:
+    def look_up_again(self, names: Iterable[tuple[int, bytes]], folders: Iterable[int] = ()) -> None:
         """Ask for these names, absent or not, when they are next needed, and for the directories' attributes. What is
         in use stays in use: a working directory is still one, and nothing mounted is unmounted. (Kernels before 6.2
         drop the names instead.) Blocks."""

@@ -31,13 +31,11 @@ from typing import Any, Generic, TypeVar
 
 import trio
 
-from zfsfs.errors import DriverError
 from zfsfs.fs.caller import Caller
 from zfsfs.fs.nodes import stale
 from zfsfs.native.processes import runs
 from zfsfs.store.arriving import Arrive, again, at_once
-from zfsfs.threads import PAUSE as RETRY
-from zfsfs.threads import UNLIMITED, in_thread
+from zfsfs.threads import at_last
 
 log = logging.getLogger(__name__)
 
@@ -159,16 +157,8 @@ class Unlocked:
             mine.over.set()
         if mine.given_up and not mine.failed and not self._closing:
             log.info("%s of %s: whoever asked for it has gone", mine.asked.what, mine.asked.names)
-            await self._tell(mine)
-
-    async def _tell(self, mine: _Verb) -> None:
-        while True:
-            try:
-                # In a thread: the kernel may hold the directory's lock for a request to us.
-                await in_thread(self._look_again, mine.asked.names, abandon_on_cancel=True, limiter=UNLIMITED)
-                return
-            except DriverError:
-                await trio.sleep(RETRY)  # until a thread is to be had
+            # In a thread: the kernel may hold the directory's lock for a request to us.
+            await at_last(self._look_again, mine.asked.names)
 
     async def _wait_for(self, earlier: list[_Verb], mine: _Verb) -> None:
         """Let verbs on the same names go first; but not when the kernel holds the lock that they need to end."""

@@ -85,24 +85,18 @@ def test_what_is_not_locked_is_cleared_by_who_gets_it(folder):
         os.close(mount)
 
 
-def test_what_is_locked_stays(folder):
-    given = detached(read_only=True)
+@pytest.mark.parametrize(
+    ("read_only", "flags", "writing"),
+    [(True, FLAGS, str(errno.EROFS)), (False, ("rw,nosuid,dev", "rw,suid,nodev"), "written")],
+    ids=["read-only", "writable"],
+)
+def test_what_is_locked_stays_and_what_may_be_written_can_still_be(folder, read_only, flags, writing):
+    given = detached(read_only=read_only)
     mount = locked.lock(given)
     os.close(given)
     try:
         assert not os.get_inheritable(mount)
-        assert cleared(mount, folder, *FLAGS) == [f"{each} False" for each in FLAGS] + [str(errno.EROFS)]
-    finally:
-        os.close(mount)
-
-
-def test_what_may_be_written_is_locked_and_can_still_be_written(folder):
-    given = detached(read_only=False)
-    mount = locked.lock(given)
-    os.close(given)
-    try:
-        flags = ("rw,nosuid,dev", "rw,suid,nodev")
-        assert cleared(mount, folder, *flags) == [f"{each} False" for each in flags] + ["written"]
+        assert cleared(mount, folder, *flags) == [f"{each} False" for each in flags] + [writing]
     finally:
         os.close(mount)
 

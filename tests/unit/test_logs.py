@@ -54,7 +54,7 @@ def there(logs: Logs) -> list[int]:
 
 def read(file, uid: int) -> bytes:
     async def reading() -> bytes:
-        opened = await file.open(Asker(uid, 1))
+        opened = await file.open(Asker(uid))
         try:
             return await opened.read(0, 4096)
         finally:

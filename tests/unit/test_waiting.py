@@ -30,7 +30,7 @@ class World:
         self.ends = Ends(SimpleNamespace(builds=builds, events=self.events))
 
     async def open(self, flags: int = os.O_RDONLY):
-        return await WaitFolder(self.ends).find(b"one").open(Asker(0, 1, flags))
+        return await WaitFolder(self.ends).find(b"one").open(Asker(0, flags))
 
     def end(self) -> None:
         self.running = {}

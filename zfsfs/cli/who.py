@@ -58,11 +58,12 @@ def _path_of_dataset(name: str) -> str | None:
         relative, status = name.removeprefix(store + "/"), read_status(mountpoint)
         for group in ("builds", "sessions", "caches"):
             for each in status[group]:
-                if each["dataset"] == relative and each["path"] is None:
-                    print(f"{name} has no path: its build is being discarded, or has only just begun")
-                    return None
-                if each["dataset"] == relative:
+                if each["dataset"] != relative:
+                    continue
+                if each["path"] is not None:
                     return os.path.join(mountpoint, each["path"])
+                print(f"{name} has no path: its build is being discarded, or has only just begun")
+                return None
         group, _, leaf = relative.partition("/")
         if group == "result" and leaf:
             return os.path.join(mountpoint, "results", leaf)

@@ -249,6 +249,14 @@ class Area:
         view, self.view = self.view, None
         return view
 
+    def hide(self) -> View | None:
+        """The same, of what is about to go: its root shows as it is now. None for what somebody has open, which stays
+        as it is."""
+        if self.view is None or self.opens:
+            return None
+        self.last = os.fstat(self.fd)
+        return self.detach()
+
     def attach(self, view: View) -> None:
         """Show a view with the contents and inode numbers that are shown now, or were before `detach`."""
         self._detach()

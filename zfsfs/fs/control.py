@@ -36,7 +36,6 @@ class Asker:
     """Who opens a file: flags as open(2) has them."""
 
     uid: int
-    pid: int
     flags: int = os.O_RDONLY
 
 

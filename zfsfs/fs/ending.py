@@ -34,8 +34,7 @@ class Endings:
         assert session is not None
         if self._caches.is_decided(session) or session.ended is not None:
             return await self._end_decided(area, place, session)
-        if area.mapped:
-            await area.table.mapped(area)
+        await area.table.mapped(area)  # whether that has changed it
         if not area.changed and area.was_native and await unseen.was_written(self._driver, area, session.dataset):
             area.changed = True
         wins = area.changed and not place.discarded and self.is_newest(session)

@@ -194,9 +194,7 @@ class Failures:
         async with trio.open_nursery() as nursery:
             for area in areas:
                 _failed(area).deleted, area.timeout = True, 0
-                if area.view is not None and not area.opens:
-                    area.last = os.fstat(area.fd)
-                    nursery.start_soon(close_view, area.detach())
+                nursery.start_soon(close_view, area.hide())
         self._tree.sessions.nursery.start_soon(tell)
         # It may hold the lock that the answer to us needs, for whoever waits for one that it holds for our caller: it
         # does with these two, and else if he has not had to look anything up.

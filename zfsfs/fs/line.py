@@ -65,7 +65,7 @@ _MOST_HELD = 4
 _GONE = (errno.ENOENT, errno.ENODEV, errno.EBADF)
 #: Bytes in a write, and in a read.
 MOST = 1 << 20
-#: Bytes in a reply that pyfuse3 is asked for: it has to go through a socket.
+#: Bytes in what pyfuse3 is asked and replies, through a socket: names and attributes, no contents.
 _MOST_INNER = 1 << 16
 #: The oldest protocol that has all we need of libfuse. It then doesn't splice, which a socket is not made for.
 _INNER_MINOR = 13
@@ -349,10 +349,6 @@ class Line:
     # pyfuse3's share.
 
     def _pass(self, size: int) -> None:
-        opcode = self._buffer[4]
-        if opcode in (wire.READ, wire.READDIRPLUS):
-            _, _, wanted = wire.READ_IN.unpack_from(self._buffer, wire.HEADER_SIZE)
-            wire.U32.pack_into(self._buffer, wire.HEADER_SIZE + 16, min(wanted, _MOST_INNER))
         if not self._waiting:
             with contextlib.suppress(BlockingIOError):
                 self._outer.send(self._view[:size], socket.MSG_DONTWAIT)

@@ -194,6 +194,10 @@ def _shrink(table: dict[int, Node]) -> None:
     table.update(kept)
 
 
+async def _nothing_mapped(area: Area) -> int:
+    return 0
+
+
 class NodeTable:
     """All nodes, by inode number. `first` is the lowest number given out."""
 
@@ -204,7 +208,7 @@ class NodeTable:
         self.keeper: Keeper | None = None
         self.outdated: Callable[[int], None] = lambda ino: None  # has the kernel ask for a file's attributes
         self.outlive: Callable[[Area], list[int]] = lambda area: []  # see `OpenFiles.outlive`
-        self.mapped: Callable[[Area], Awaitable[int]]  # see `OpenFiles.mapped`
+        self.mapped: Callable[[Area], Awaitable[int]] = _nothing_mapped  # see `OpenFiles.mapped`
         self._areas: WeakValueDictionary[int, Area] = WeakValueDictionary()
         self._area = 0
         self._most = 0  # how many nodes there have been since the tables were last made smaller

@@ -196,7 +196,7 @@ class OwnOperations(pyfuse3.Operations):
         if isinstance(file, control.Folder):
             raise error(errno.EISDIR)
         with self._files.users.taking(OWN, ctx.uid):
-            reader = await file.open(control.Asker(ctx.uid, ctx.pid, flags))
+            reader = await file.open(control.Asker(ctx.uid, flags))
         return self.opened(fh=self._keep_own(reader, ctx.uid), direct_io=True)
 
     def _opendir_own(self, inode: int, uid: int) -> int:

@@ -52,7 +52,7 @@ async def unmapped(area: Area, quiet: Callable[[], bool], seconds: float) -> Non
     while not quiet() or area.mapped:
         with trio.move_on_at(end):
             await area.until(quiet)
-        mapped = await area.table.mapped(area) if area.mapped else 0
+        mapped = await area.table.mapped(area)
         if trio.current_time() >= end:
             return
         if mapped:

@@ -297,13 +297,17 @@ class Sessions:
             if somebody():
                 return True
         place.holders = await self._scan(area, not area.may_have_changed)
-        if not place.holders and area.mapped and (count := await self._table.mapped(area)):
-            place.holders = [_mappings(count)]
+        if not place.holders:
+            place.holders = await self._mappings(area)
         if not place.holders:
             return area.keepers > 0 or area.touched
         with trio.move_on_after(HOLDER_PAUSE):
             await area.until(somebody)
         return True
+
+    async def _mappings(self, area: Area) -> list[str]:
+        count = await self._table.mapped(area)
+        return [f"{count} files that are mapped to be written"] if count else []
 
     async def close(self, area: Area, *, force: bool = False) -> None:
         """End an open session: published, superseded, unchanged or discarded. With `force` open handles don't
@@ -455,9 +459,7 @@ class Sessions:
             with trio.move_on_after(patience(arrive)):
                 await area.until(lambda area=area: area.opens <= area.guests)  # type: ignore[misc]
             not_open(area)
-            held = await self._scan(area, False)
-            if area.mapped and (count := await self._table.mapped(area)):
-                held.append(_mappings(count))
+            held = await self._scan(area, False) + await self._mappings(area)
             if held:
                 raise Busy(f"cache {cache.name} has a session that is held by {', '.join(held)}")
         # Somebody may have come meanwhile; and before the first is thrown away it must be known that all can be.
@@ -489,10 +491,6 @@ class Sessions:
         async with trio.open_nursery() as nursery:
             for shared in self._shared.values():
                 nursery.start_soon(close_view, self._showing.take_view(shared))
-
-
-def _mappings(count: int) -> str:
-    return f"{count} files that are mapped to be written"
 
 
 def _place(area: Area) -> CachePlace:

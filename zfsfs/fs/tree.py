@@ -351,9 +351,7 @@ class Tree:
             if area.view is None and area.last is None and isinstance(area.place, ResultPlace):
                 with suppress(ZfsfsError, OSError):  # somebody else may have destroyed it
                     await self.ready(area)
-            if area.view is not None and not area.opens:
-                area.last = os.fstat(area.fd)
-                view = area.detach()
+            view = area.hide()
             return await verb(view)
         except BaseException:
             await close_view(view)

@@ -336,6 +336,7 @@ def test_a_daemon_that_is_stopped_keeps_nobody_from_unmounting_what_is_anothers(
         try:
             other.listen()
             assert unbind(str(target))
+            assert not unbind(str(target)), "nobody's, and all were asked"
         finally:
             os.unlink(place)
 

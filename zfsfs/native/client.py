@@ -173,12 +173,12 @@ def _owner(identity: tuple[int, int]) -> wire.Connection | None:
     for folder in dict.fromkeys((wire.folder(), "/run/zfsfs")):
         names = os.listdir(folder) if os.path.isdir(folder) else []
         for name in names:
-            try:
+            # Passed over is what a daemon that died has left, and a daemon that is stopped.
+            with suppress(MountError), ExitStack() as stack:
                 connection = wire.Connection(os.path.join(folder, name), _PATIENCE)
+                stack.callback(connection.close)
                 answer, _ = connection.ask({"verb": "whose", "identity": identity})
-            except MountError:
-                continue  # what a daemon that died has left, or it is stopped
-            if answer["ours"]:
-                return connection
-            connection.close()
+                if answer["ours"]:
+                    stack.pop_all()
+                    return connection
     return None

@@ -209,6 +209,42 @@ def test_a_batch_that_fails_changes_nothing(driver: DirectoryDriver) -> None:
     assert snapshots(driver, A) == []
 
 
+def loses_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk has lost something that was written, and the kernel says so to who asks first."""
+    syncfs, lost = module.syscalls.syncfs, [errno.EIO]
+
+    def once(fd: int) -> None:
+        if lost:
+            raise OSError(lost.pop(), "injected")
+        syncfs(fd)
+
+    monkeypatch.setattr(module.syscalls, "syncfs", once)
+
+
+def test_what_the_disk_has_lost_is_said_of_all_that_it_may_have_been(
+    driver: DirectoryDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base_and_clone(driver)
+    loses_once(monkeypatch)
+    with pytest.raises(DriverError, match="Input/output error"):
+        driver.clone(at(A), Dataset("result", "c"))
+    driver.create(Dataset("result", "d"))  # afterwards
+    driver.snapshot(at(Dataset("result", "d")))
+    with pytest.raises(DriverError, match="Input/output error"):
+        driver.snapshot(at(B))
+    driver.snapshot(at(B))
+
+
+def test_what_the_disk_has_lost_is_said_of_each_of_several(
+    driver: DirectoryDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver.create(A)
+    driver.create(B)
+    loses_once(monkeypatch)
+    assert [each and each.errno for each in driver.snapshot_each([at(A), at(B)])] == [errno.EIO, errno.EIO]
+    assert driver.snapshot_each([at(A), at(B)]) == [None, None]
+
+
 @pytest.mark.parametrize(
     ("number", "kind"),
     [(errno.ENOSPC, NoSpace), (errno.EDQUOT, NoSpace), (errno.EROFS, ReadOnly), (errno.EIO, DriverError)],

@@ -20,10 +20,14 @@ Assumes
 - Through a view that was opened before its head was snapshotted nothing is written after the snapshot: whoever needs
   to write on opens a new view.
 - Who opens files beneath a view keeps the view as long: only views are counted, the kernel tells us of no file.
+
+What the disk has lost syncfs(2) tells once, and not whose it was. So it is said of every head that was there then,
+when that is snapshotted next.
 """
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import re
@@ -63,6 +67,8 @@ class DirectoryDriver:
         # Guards the views, and that what a verb has checked of them holds until its transaction is done.
         self._guard = threading.RLock()
         self._unsharing = threading.Lock()
+        self._syncing = threading.Lock()
+        self._lost: dict[int, int] = {}  # by head: the error of which it is still to be said
         self._numbers: Iterator[int] | None = None
         self._lock_fd = -1
         self._trees_fd = -1
@@ -173,7 +179,17 @@ class DirectoryDriver:
 
     def sync(self) -> None:
         with translated(self.name):
-            syscalls.syncfs(self._trees())
+            self._flush()
+
+    def _flush(self) -> None:
+        # One after another: who comes second gets no error, and must find what the first has noted.
+        with self._syncing:
+            try:
+                syscalls.syncfs(self._trees())
+            except OSError as failure:
+                with self._rows.transaction(self.name):
+                    self._lost |= dict.fromkeys((each.id for each in self._rows.heads()), failure.errno or errno.EIO)
+                raise
 
     # Verbs
 
@@ -252,7 +268,7 @@ class DirectoryDriver:
     def _copy(self, dataset: Dataset, source: str, target: str) -> None:
         with translated(dataset):
             copy_tree(self._trees(), source, target)
-            syscalls.syncfs(self._trees())
+            self._flush()
 
     def snapshot(self, snapshot: Snapshot) -> None:
         self.batch([TakeSnapshot(snapshot)])
@@ -293,9 +309,15 @@ class DirectoryDriver:
     def batch(self, steps: Sequence[Step]) -> None:
         if any(isinstance(step, TakeSnapshot) for step in steps):
             self.sync()  # a snapshot that is in the catalogue has its contents on stable storage
-            self._run(self.name, lambda verbs: verbs.steps(steps))
+            self._run(self.name, lambda verbs: self._take(verbs, steps))
         else:
             self._reserve.helping(lambda: self._run(self.name, lambda verbs: verbs.steps(steps)))
+
+    def _take(self, verbs: Verbs, steps: Sequence[Step]) -> None:
+        for dataset in [each.snapshot.dataset for each in steps if isinstance(each, TakeSnapshot)]:
+            if number := self._lost.pop(verbs.head(dataset).id, 0):
+                raise OSError(number, "something that was written is lost")
+        verbs.steps(steps)
 
     # Views
 

@@ -11,7 +11,7 @@ import pytest
 import trio
 from faults import no_promotion, no_room
 
-from zfsfs.driver import Driver, viewing
+from zfsfs.driver import DatasetInfo, Driver, viewing
 from zfsfs.errors import Busy, Exists, Missing, NoSpace
 from zfsfs.names import BuildId, BuildName, CacheName, Dataset, Snapshot, cache, result
 from zfsfs.store import Outcome, Session, Store, check, leftovers, plan
@@ -239,6 +239,24 @@ class StoreSuite:
         await again.builds.delete(A)
         await finish(again)
         assert [each for each in driver.list() if each.leaf] == []
+
+    async def test_a_failed_build_is_not_opened_again_while_its_base_goes(
+        self, store: Store, driver: Driver, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await build(store, b"a", "one")
+        await store.builds.start(BuildName(B, A), ME, 0o755)
+        await store.builds.keep(B, {}, 7.0)
+        info = driver.info
+
+        def meanwhile(dataset: Dataset) -> DatasetInfo | None:
+            if dataset == result(A) and B in store.builds.failed():
+                with pytest.raises(Busy):
+                    trio.from_thread.run(store.builds.reopen, B)
+            return info(dataset)
+
+        monkeypatch.setattr(driver, "info", meanwhile)
+        await store.builds.delete(A)
+        assert (store.builds.failed(), store.builds.running()) == ({}, {})
 
     # caches
 

@@ -348,12 +348,15 @@ class Builds:
         return found
 
     def may_reopen(self, id: BuildId) -> FailedInfo:
-        """What is kept of it. Raises Missing, Exists (there is a result or a build of that id)."""
+        """What is kept of it. Raises Missing, Exists (there is a result or a build of that id), Busy (its base, which
+        it would go with, is being deleted)."""
         kept = self._failed.get(id)
         if kept is None:
             raise Missing(f"{id} is no failed build")
         if id in self._results or id in self._running or id in self._flying:
             raise Exists(f"{id} is {'a result' if id in self._results else 'being built'}")
+        if kept.base in self._flying:
+            raise Busy(f"{kept.base}, the base of {id}, is being deleted")
         return kept
 
     async def reopen(self, id: BuildId, arrive: Arrive = at_once) -> BuildInfo:

@@ -44,12 +44,12 @@ def no_room(driver: Driver) -> Iterator[None]:
 
 
 @contextmanager
-def no_promotion(driver: Driver) -> Iterator[None]:
-    """Somebody has mounted a snapshot that would have to move."""
+def no_promotion(driver: Driver, failure: type[ZfsfsError] = Busy) -> Iterator[None]:
+    """Somebody has mounted a snapshot that would have to move, or has one whose new name would be too long."""
     batch = driver.batch
 
     def refuse(dataset: Dataset) -> None:
-        raise Busy(f"{dataset} can't be promoted")
+        raise failure(f"{dataset} can't be promoted")
 
     def without(steps: Sequence[Step]) -> None:
         for step in steps:

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 from zfsfs.errors import InvalidName
 
-#: Longest full dataset name, snapshot included, in bytes (ZFS_MAX_DATASET_NAME_LEN - 1). A channel program that
-#: lists names of 254 bytes or more brings OpenZFS 2.3's kernel down, so there is some room left below it.
+#: Longest full name, snapshot included, in bytes (ZFS_MAX_DATASET_NAME_LEN - 1). A channel program that lists
+#: datasets with names of 254 bytes or more brings OpenZFS 2.3's kernel down, so ours have some room left below it.
+LONGEST_FULL_NAME = 255
 MAX_FULL_NAME = 250
 #: Room that the longest snapshot name of ours ('@' included) takes behind a dataset's name.
 SNAPSHOT_ROOM = 16
@@ -217,9 +218,10 @@ class PoolName:
     def full(self, what: Dataset | Snapshot) -> str:
         """The full name. Raises InvalidName (ENAMETOOLONG) when ZFS would have no room for it."""
         full = f"{self.name}/{what}"
-        room = SNAPSHOT_ROOM if isinstance(what, Dataset) else 0
-        if len(full) + room > MAX_FULL_NAME:
-            raise InvalidName(f"{full}: {MAX_FULL_NAME - room} bytes are the most", errno.ENAMETOOLONG)
+        # A snapshot may be somebody else's, and is met all the same.
+        most = MAX_FULL_NAME - SNAPSHOT_ROOM if isinstance(what, Dataset) else LONGEST_FULL_NAME
+        if len(full) > most:
+            raise InvalidName(f"{full}: {most} bytes are the most", errno.ENAMETOOLONG)
         return full
 
 

@@ -12,7 +12,7 @@ import trio
 from faults import no_promotion, no_room
 
 from zfsfs.driver import DatasetInfo, Driver, viewing
-from zfsfs.errors import Busy, Exists, Missing, NoSpace
+from zfsfs.errors import Busy, Exists, InvalidName, Missing, NoSpace, ZfsfsError
 from zfsfs.names import BuildId, BuildName, CacheName, Dataset, Snapshot, cache, result
 from zfsfs.store import Outcome, Session, Store, check, leftovers, plan
 
@@ -503,16 +503,19 @@ class StoreSuite:
         assert await store.caches.release(session, changed=True) is Outcome.PUBLISHED
         await store.caches.release(another, changed=False)
 
-    async def test_what_recovery_could_not_publish_is_tried_again(self, store: Store, driver: Driver) -> None:
+    @pytest.mark.parametrize("failure", [Busy, InvalidName])
+    async def test_what_recovery_could_not_publish_is_tried_again(
+        self, store: Store, driver: Driver, failure: type[ZfsfsError]
+    ) -> None:
         await filled(store, "one")
         await bequeathed(store, "two")
-        with no_promotion(driver):
+        with no_promotion(driver, failure):
             again = await restarted(store, whole=False)
             renewed: list[CacheName] = []
             again.caches.renewed = renewed.append
             old = await again.caches.open(NPM, None)
             assert read(driver, old.dataset) == "one"
-            with pytest.raises(Busy):
+            with pytest.raises(failure):
                 await again.caches.release(old, changed=True)
         await again.caches.settle()
         assert renewed == [NPM]

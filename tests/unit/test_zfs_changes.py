@@ -47,13 +47,20 @@ def test_a_new_name_that_is_none_is_refused_before_anything_is_done() -> None:
         changes.encode(POOL, [RenameSnapshot(Snapshot(A, "x"), "a/b")])
 
 
+def test_a_snapshot_of_somebody_else_may_have_the_longest_name_that_there_is() -> None:
+    longest = Snapshot(A, "x" * (255 - len(f"{POOL.name}/{A}@")))
+    assert changes.encode(POOL, [DestroySnapshot(longest)])[2] == f"{POOL.name}/{longest}".encode()
+    with pytest.raises(InvalidName):
+        changes.encode(POOL, [DestroySnapshot(Snapshot(A, longest.name + "x"))])
+
+
 @pytest.mark.parametrize(
     ("number", "kind"),
     [
         (errno.ENOENT, Missing),
         (errno.EBUSY, Busy),
         (errno.EDQUOT, NoSpace),
-        (errno.ENAMETOOLONG, InvalidName),
+        (errno.ENAMETOOLONG, DriverError),
         (errno.E2BIG, DriverError),
     ],
 )

@@ -16,7 +16,7 @@ import pytest
 from suites.store_suite import MAIN, ME, NPM, A, B, build, filled, finish, published, restarted, write
 
 from zfsfs.driver import viewing
-from zfsfs.errors import Busy
+from zfsfs.errors import Busy, DriverError
 from zfsfs.names import BuildName, Dataset, Snapshot, result
 from zfsfs.store import Outcome, Session, Store
 
@@ -225,6 +225,34 @@ async def test_a_cache_is_deleted(store: Store, driver: ZfsDriver, others: Other
     again = await restarted(store)
     await all_gone(again, others)
     assert published(driver) == "of the same name"
+    await again.close()
+
+
+def longest(pool: str, dataset: Dataset) -> str:
+    """A snapshot of a dataset that has the longest name that there is, taken."""
+    full = f"{pool}/{dataset}@"
+    zfs("snapshot", full + "x" * (255 - len(full)))
+    return full + "x" * (255 - len(full))
+
+
+async def test_names_that_get_too_long_stop_nothing_else(store: Store, driver: ZfsDriver, pool: str) -> None:
+    """What moves from cache to cache-tmp gets a longer name, and so do its snapshots."""
+    await filled(store, "one")
+    other = await store.caches.open(NPM, b"other")
+    longest(pool, other.dataset)
+    await store.caches.release(other, changed=False)
+    session = await store.caches.open(NPM, None)
+    write(driver, session.dataset, "two")
+    snapshot = longest(pool, MAIN)
+    with pytest.raises(DriverError, match="too long"):
+        await store.caches.release(session, changed=True)
+    again = await restarted(store, whole=False)
+    zfs("destroy", snapshot)
+    await finish(again)
+    assert published(driver) == "two"
+    await again.caches.delete(NPM)
+    await finish(again)
+    assert again.reaper.queue == {}
     await again.close()
 
 

@@ -289,7 +289,7 @@ class Caches:
         in the way."""
         try:
             await self._settle(entry)
-        except StoreError:
+        except ZfsfsError:
             if entry.swap is not None:
                 raise
 

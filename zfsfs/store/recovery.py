@@ -19,7 +19,7 @@ from collections.abc import Container
 from dataclasses import dataclass, field
 
 from zfsfs.driver import DatasetInfo, Driver, Listing, Promote, SetProperty, Step, TakeSnapshot, run_step
-from zfsfs.errors import DriverError, StoreError
+from zfsfs.errors import DriverError, ZfsfsError
 from zfsfs.names import CacheName, Dataset, Snapshot, cache, cache_of, cache_tmp, tmp_number
 from zfsfs.store.layout import (
     GENERATION,
@@ -323,7 +323,7 @@ def carry_out(driver: Driver) -> RecoveryReport:
             # A crash here finds a state that `plan` knows, whichever action is next.
             try:
                 reason = _execute(driver, action)
-            except StoreError as error:
+            except ZfsfsError as error:
                 reason = str(error)
                 if action.cache is not None:
                     failed[action.cache] = f"cache {action.cache} could not be repaired: {reason}"

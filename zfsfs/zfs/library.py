@@ -17,7 +17,6 @@ from zfsfs.errors import (
     Busy,
     DriverError,
     Exists,
-    InvalidName,
     Missing,
     NoSpace,
     ReadOnly,
@@ -91,7 +90,7 @@ def meaning(number: int, what: str, meanings: Meanings | None = None, detail: st
         case errno.EROFS:
             return ReadOnly(f"{what} is read-only")
         case errno.ENAMETOOLONG:
-            return InvalidName(f"{what}: the name, or that of a snapshot of it, gets too long", number)
+            return DriverError(f"{what}: the name, or that of a snapshot of it, gets too long", number)
         case errno.EAGAIN:
             return Stopped(f"{what}: the pool is suspended, see `zpool status`, then `zpool clear`")
         case errno.EPERM | errno.EACCES:

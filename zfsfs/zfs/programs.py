@@ -1,7 +1,8 @@
 """The channel programs that read (zfs-program(8)): their text, what they are given and what they give back.
 
 Names are arguments, never part of a program's text. A program sees one state of the pool from its start to its
-end. Listing a dataset whose name has 254 bytes or more brings OpenZFS 2.3's kernel down: those are skipped.
+end. Listing a dataset whose name has 254 bytes or more brings OpenZFS 2.3's kernel down: those are skipped, as is
+whatever is longer than we give names to.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from zfsfs.driver import DatasetInfo, SnapshotInfo
 from zfsfs.errors import InvalidName
-from zfsfs.names import MAX_FULL_NAME, Dataset, PoolName, Snapshot
+from zfsfs.names import MAX_FULL_NAME, SNAPSHOT_ROOM, Dataset, PoolName, Snapshot
 
 #: The most that the kernel allows (zfs_lua_max_instrlimit, zfs_lua_max_memlimit); some 100,000 datasets fit.
 INSTRUCTIONS = 100_000_000
@@ -94,7 +95,7 @@ def reading(pool: PoolName, datasets: Sequence[Dataset], *, children: bool) -> d
     return {
         b"datasets": [pool.full(each).encode() for each in datasets],
         b"children": children,
-        b"longest": b"%d" % MAX_FULL_NAME,  # a program takes no integers
+        b"longest": b"%d" % (MAX_FULL_NAME - SNAPSHOT_ROOM),  # a program takes no integers
     }
 
 

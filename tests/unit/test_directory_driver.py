@@ -291,6 +291,30 @@ def test_contents_are_copied_where_the_filesystem_can_neither_share_nor_copy(
     assert read(driver, B) == "of a"
 
 
+def test_a_file_with_as_many_links_as_there_may_be_is_copied(
+    driver: DirectoryDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"link {number}" for number in range(5)]
+    driver.create(A)
+    write(driver, A, "text")
+    with viewing(driver, A, writable=True) as root:
+        for name in names:
+            os.link("file", name, src_dir_fd=root, dst_dir_fd=root)
+    driver.snapshot(at(A))
+    link = os.link
+
+    def few(source: str, target: str, *, src_dir_fd: int, dst_dir_fd: int, follow_symlinks: bool) -> None:
+        if os.stat(source, dir_fd=src_dir_fd).st_nlink > len(names):
+            raise OSError(errno.EMLINK, "injected")
+        link(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd, follow_symlinks=follow_symlinks)
+
+    monkeypatch.setattr(os, "link", few)
+    driver.clone(at(A), B)
+    with viewing(driver, B) as root:
+        found = {os.stat(name, dir_fd=root) for name in os.listdir(root)}
+        assert [(len(os.listdir(root)), each.st_nlink) for each in found] == [(6, 6)]
+
+
 def test_a_very_deep_tree_is_cloned_and_destroyed(driver: DirectoryDriver) -> None:
     driver.create(A)
     depth = 1200  # more than a process may have descriptors, and longer than a path may be

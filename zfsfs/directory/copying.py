@@ -196,6 +196,12 @@ class _Copy:
                 return
             except FileNotFoundError:
                 pass
+            except OSError as error:
+                if error.errno != errno.EMLINK:
+                    raise
+                # The source has as many as there may be, so this is the last: it gets the one that was ours.
+                os.rename(key, name, src_dir_fd=self._links_fd, dst_dir_fd=self._target)
+                return
             self._content(name, status)
             os.link(name, key, src_dir_fd=self._target, dst_dir_fd=self._links_fd, follow_symlinks=False)
         else:

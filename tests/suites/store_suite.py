@@ -12,7 +12,7 @@ import trio
 from faults import no_promotion, no_room
 
 from zfsfs.driver import DatasetInfo, Driver, viewing
-from zfsfs.errors import Busy, Exists, InvalidName, Missing, NoSpace, ZfsfsError
+from zfsfs.errors import Busy, DriverError, Exists, InvalidName, Missing, NoSpace, ZfsfsError
 from zfsfs.names import BuildId, BuildName, CacheName, Dataset, Snapshot, cache, result
 from zfsfs.store import Outcome, Session, Store, check, leftovers, plan
 
@@ -257,6 +257,32 @@ class StoreSuite:
         monkeypatch.setattr(driver, "info", meanwhile)
         await store.builds.delete(A)
         assert (store.builds.failed(), store.builds.running()) == ({}, {})
+
+    async def test_a_failed_build_is_gone_though_its_base_could_not_go(
+        self, store: Store, driver: Driver, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await build(store, b"a", "one")
+        await store.builds.start(BuildName(B, A), ME, 0o755)
+        await store.builds.keep(B, {}, 7.0)
+        rename = driver.rename
+
+        def refuse(old: Dataset, new: Dataset) -> None:
+            if old == result(A):
+                raise DriverError("broken")
+            rename(old, new)
+
+        monkeypatch.setattr(driver, "rename", refuse)
+        with pytest.raises(DriverError):
+            await store.builds.delete(A)
+        assert (store.builds.failed(), store.builds.results()) == ({}, [A])
+
+    async def test_a_failed_build_that_somebody_else_has_destroyed_can_be_deleted(
+        self, store: Store, driver: Driver
+    ) -> None:
+        await store.builds.start(BuildName(A), ME, 0o755)
+        driver.destroy((await store.builds.keep(A, {}, 7.0)).dataset)
+        await store.builds.forget(A)
+        assert store.builds.failed() == {}
 
     # caches
 

@@ -264,17 +264,19 @@ class Builds:
     async def _entomb(self, datasets: list[Dataset], arrive: Arrive = at_once, view: View | None = None) -> Dataset:
         """Give datasets up, clones first: each becomes rubbish by one rename, and is destroyed by and by, once
         `arrive` has returned. Returns what the last of them is called now; `view` is one of that, and is closed
-        before."""
+        before. What is given up goes from the list."""
         graves: list[Dataset] = []
         try:
-            for dataset in datasets:
+            while datasets:
                 # A crash between two of them: what is based on a result is given up and the result is still there.
                 number = self._numbers.take()
-                graves.append(await in_thread(bury, self._driver, dataset, number, former_leaf(dataset)))
+                graves.append(await in_thread(bury, self._driver, datasets[0], number, former_leaf(datasets[0])))
+                del datasets[0]
             await arrive()
         finally:
-            for count, grave in enumerate(graves, 1):
-                self._reaper.add(grave, with_foreign=True, view=view if count == len(datasets) else None)
+            for grave in graves:
+                last = not datasets and grave is graves[-1]
+                self._reaper.add(grave, with_foreign=True, view=view if last else None)
         return graves[-1]
 
     async def publish(self, id: BuildId, arrive: Arrive = at_once) -> ResultInfo:
@@ -382,7 +384,12 @@ class Builds:
             raise Missing(f"{id} is no failed build")
         with self._flight(id):
             # One verb: a crash before it leaves the failed build, a crash after it rubbish.
-            grave = await self._entomb([kept.dataset], arrive, view)
+            try:
+                grave = await self._entomb([kept.dataset], arrive, view)
+            except Missing:  # somebody else has destroyed it
+                grave = kept.dataset
+                await close_view(view)
+                await arrive()
             del self._failed[id]
         self._events.append("failed-deleted", str(id), f"failed build {id} is deleted", guid=kept.guid)
         return grave
@@ -418,11 +425,15 @@ class Builds:
             if found.dataset in listing:
                 info = listing[found.dataset]
                 doomed = _doomed(listing, found.dataset, running)
-                grave = await self._entomb(doomed, arrive, view)
-                for kept in [each for each in self._failed.values() if each.dataset in doomed]:
-                    del self._failed[kept.id]
-                    text = f"failed build {kept.id} is deleted with its base"
-                    self._events.append("failed-deleted", str(kept.id), text, guid=kept.guid)
+                gone = set(doomed)
+                try:
+                    grave = await self._entomb(doomed, arrive, view)
+                finally:
+                    gone -= set(doomed)
+                    for kept in [each for each in self._failed.values() if each.dataset in gone]:
+                        del self._failed[kept.id]
+                        text = f"failed build {kept.id} is deleted with its base"
+                        self._events.append("failed-deleted", str(kept.id), text, guid=kept.guid)
             else:
                 await close_view(view)  # somebody else has destroyed it
                 await arrive()

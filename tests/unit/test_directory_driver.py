@@ -9,7 +9,8 @@ import sqlite3
 import subprocess
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -378,7 +379,25 @@ def use_closed_directories(store: str) -> None:
     assert trees(Path(store)) == referred(Path(store))
 
 
-def test_without_root_closed_directories_are_copied_and_removed() -> None:
+def clone_closed_files_at_once(store: str) -> None:
+    driver = DirectoryDriver(store)
+    driver.prepare()
+    driver.create(A)
+    with viewing(driver, A, writable=True) as root:
+        for number in range(300):
+            os.close(os.open(f"{number}", os.O_CREAT | os.O_WRONLY, 0, dir_fd=root))
+    driver.snapshot(at(A))
+    clones = [Dataset("result", f"clone {number}") for number in range(8)]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda clone: driver.clone(at(A), clone), clones))
+    for each in clones:
+        with viewing(driver, each) as root:
+            assert {os.stat(name, dir_fd=root).st_mode & 0o7777 for name in os.listdir(root)} == {0}
+    driver.close()
+
+
+@pytest.mark.parametrize("work", [use_closed_directories, clone_closed_files_at_once])
+def test_without_root_what_is_closed_is_copied_and_removed(work: Callable[[str], None]) -> None:
     """In a process without privileges, in a directory of its own: pytest's are closed to others."""
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o777)
@@ -389,7 +408,7 @@ def test_without_root_closed_directories_are_copied_and_removed() -> None:
                     os.setgroups([])
                     os.setresgid(65534, 65534, 65534)
                     os.setresuid(65534, 65534, 65534)
-                use_closed_directories(f"{directory}/store")
+                work(f"{directory}/store")
                 os._exit(0)
             except BaseException:
                 traceback.print_exc()

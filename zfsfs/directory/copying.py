@@ -6,7 +6,8 @@ Guarantees
 - Trees of any depth: two descriptors at a time, no recursion and no joined path. Up leads '..'.
 - Contents are shared with the source where the filesystem can (ioctl_ficlone(2)).
 
-Assumes: nobody changes the source while it is copied, nor a tree while it is removed.
+Assumes: nobody changes the source while it is copied, nor a tree while it is removed. Without root, only one copy of
+a source is made at a time.
 
 Without root, a directory or file of ours that we may not read is made readable while it is copied. Not copied:
 times of creation and of change, and file flags (chattr(1)).

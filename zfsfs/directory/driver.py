@@ -33,7 +33,8 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from weakref import WeakValueDictionary
 
 from zfsfs import syscalls
 from zfsfs.directory.catalogue import Catalogue, Frozen, Head
@@ -68,6 +69,7 @@ class DirectoryDriver:
         self._guard = threading.RLock()
         self._unsharing = threading.Lock()
         self._syncing = threading.Lock()
+        self._sources: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
         self._lost: dict[int, int] = {}  # by head: the error of which it is still to be said
         self._numbers: Iterator[int] | None = None
         self._lock_fd = -1
@@ -267,8 +269,16 @@ class DirectoryDriver:
 
     def _copy(self, dataset: Dataset, source: str, target: str) -> None:
         with translated(dataset):
-            copy_tree(self._trees(), source, target)
+            with self._alone(source):
+                copy_tree(self._trees(), source, target)
             self._flush()
+
+    def _alone(self, source: str) -> AbstractContextManager[object]:
+        # Without root a copy makes readable for its time what we may not read: another would take that for its mode.
+        if os.geteuid() == 0:
+            return nullcontext()
+        with self._guard:
+            return self._sources.setdefault(source, threading.Lock())
 
     def snapshot(self, snapshot: Snapshot) -> None:
         self.batch([TakeSnapshot(snapshot)])

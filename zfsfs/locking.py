@@ -20,8 +20,9 @@ def take(fd: int, store: str) -> None:
         pid = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
         if not (pid.isdecimal() and killed.finish(int(pid), PATIENCE) and _take(fd)):
             raise Locked(f"{store} is served by process {pid or 'unknown'}")
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+    with suppress(OSError):  # a store without room must be served, to be emptied; the pid is for others to read
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
 
 
 def _take(fd: int) -> bool:

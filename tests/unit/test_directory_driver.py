@@ -121,6 +121,16 @@ def test_a_newer_format_is_refused_with_a_sentence(driver: DirectoryDriver, stor
         driver.prepare()
 
 
+def test_a_store_without_room_can_be_served(driver: DirectoryDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(errno.EDQUOT, "injected")
+
+    driver.close()
+    monkeypatch.setattr(os, "ftruncate", refuse)
+    driver.lock()
+    assert driver.list()
+
+
 def test_everything_is_there_again_after_a_restart(driver: DirectoryDriver) -> None:
     base_and_clone(driver)
     driver.set_property(A, "zfsfs:key", "value")

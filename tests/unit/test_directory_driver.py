@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 import sqlite3
 import subprocess
@@ -119,6 +120,20 @@ def test_a_newer_format_is_refused_with_a_sentence(driver: DirectoryDriver, stor
     connection.close()
     with pytest.raises(Unavailable, match="format 99, written by a newer zfsfs"):
         driver.prepare()
+
+
+def test_what_the_system_says_of_a_write_is_kept(driver: DirectoryDriver) -> None:
+    """sqlite calls it an I/O error, be it a quota."""
+    driver.create(A)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(DriverError) as caught:
+            driver.set_property(A, "zfsfs:key", "value")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG
+    driver.set_property(A, "zfsfs:key", "value")
 
 
 def test_a_store_without_room_can_be_served(driver: DirectoryDriver, monkeypatch: pytest.MonkeyPatch) -> None:

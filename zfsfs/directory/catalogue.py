@@ -20,12 +20,14 @@ import errno
 import os
 import secrets
 import sqlite3
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from zfsfs.directory.failures import translated
 from zfsfs.driver import DatasetInfo, SnapshotInfo
 from zfsfs.errors import Busy, DriverError, NoSpace, ReadOnly, StoreError, Unavailable
 from zfsfs.names import Dataset, Snapshot
@@ -143,7 +145,15 @@ class Catalogue:
                         self._run("ROLLBACK")
                     raise
             except sqlite3.Error as error:
+                self._say_why(error, what)
                 raise _translated(error, what) from error
+
+    def _say_why(self, error: sqlite3.Error, what: object) -> None:
+        # Of what the system says sqlite passes on ENOSPC alone. A write of ours is told of a quota, too.
+        if _code(error) == sqlite3.SQLITE_IOERR:
+            with translated(what), tempfile.TemporaryFile(dir=os.path.dirname(self._path), buffering=0) as file:
+                file.write(os.urandom(1 << 14))
+                os.fsync(file.fileno())
 
     def _run(self, sql: str, *values: object) -> sqlite3.Cursor:
         assert self._connection is not None
@@ -255,8 +265,12 @@ def _close(connection: sqlite3.Connection | None) -> None:
         connection.close()
 
 
+def _code(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
 def _translated(error: sqlite3.Error, what: object) -> StoreError:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    code = _code(error)
     if code == sqlite3.SQLITE_FULL:
         return NoSpace(f"{what}: no space is left for the catalogue")
     if code == sqlite3.SQLITE_READONLY:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -21,6 +23,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
 from zfsfs.cli import main  # noqa: E402
+from zfsfs.driver import Listing  # noqa: E402
 from zfsfs.drivers import choose_driver  # noqa: E402
 from zfsfs.names import Dataset  # noqa: E402
 from zfsfs.store import check  # noqa: E402
@@ -162,10 +165,20 @@ def _invariants(store: str, tree: Path, verdict: Verdict) -> None:
     verdict.losses += found
 
 
+def _listing(store: str) -> Listing:
+    if not store.startswith(("/", ".")):
+        return choose_driver(store).list()
+    # A daemon has its catalogue for itself; a copy of that is good, or another will be.
+    with tempfile.TemporaryDirectory() as copy:
+        for each in Path(store).glob("catalogue.sqlite*"):
+            shutil.copy(each, copy)
+        return choose_driver(copy).list()
+
+
 def _problems(store: str, tree: Path) -> list[str]:
     ready = json.loads((tree / ".zfsfs" / "status.json").read_text())["ready"]
     known = {dataset for name in ready if (dataset := Dataset.parse(name))}
     # In a child: what a driver has open must not be there when the next daemon is forked.
-    text = in_child(lambda: print(json.dumps(check(choose_driver(store).list(), known=known))), "the checker")
+    text = in_child(lambda: print(json.dumps(check(_listing(store), known=known))), "the checker")
     found: list[str] = json.loads(text)
     return found

@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 from suites.driver_suite import A, B, DriverSuite, at, base_and_clone, read, snapshots, write
 
-from zfsfs.directory import copying
+from zfsfs.directory import catalogue, copying
 from zfsfs.directory import driver as module
 from zfsfs.directory.driver import DirectoryDriver
 from zfsfs.directory.reserve import Reserve
 from zfsfs.driver import TakeSnapshot, viewing
-from zfsfs.errors import DriverError, Exists, Missing, NoSpace, ReadOnly, Unavailable
+from zfsfs.errors import Busy, DriverError, Exists, Missing, NoSpace, ReadOnly, Unavailable
 from zfsfs.names import Dataset
 
 
@@ -136,6 +136,23 @@ def test_what_the_system_says_of_a_write_is_kept(driver: DirectoryDriver) -> Non
     driver.set_property(A, "zfsfs:key", "value")
 
 
+def test_no_memory_is_shared_that_the_filesystem_may_have_no_room_for(driver: DirectoryDriver, store: Path) -> None:
+    for _ in range(2):
+        driver.create(A)
+        assert not (store / "catalogue.sqlite-shm").exists()
+        driver.destroy(A)
+        driver.close()
+        driver.prepare()
+
+
+def test_who_looks_at_a_store_that_is_in_use_is_told(
+    driver: DirectoryDriver, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalogue, "PATIENCE", 0.1)
+    with pytest.raises(Busy, match="unmounted first"):
+        DirectoryDriver(str(store)).list()
+
+
 def test_a_store_without_room_can_be_served(driver: DirectoryDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: int) -> None:
         raise OSError(errno.EDQUOT, "injected")
@@ -161,6 +178,7 @@ def test_trees_that_a_crash_left_are_removed_at_the_next_start(driver: Directory
     (store / "trees" / "99-result-crashed" / "below").mkdir(parents=True)
     (store / "trees" / "99-result-crashed.links").mkdir()
     driver.prepare()
+    driver.close()
     assert trees(store) == referred(store)
 
 

@@ -11,7 +11,8 @@ What is stored, in `catalogue.sqlite`
 
 Guarantees: a transaction has happened as a whole, and for good once `transaction` has returned, or not at all.
 
-Sources: sqlite.org on WAL, synchronous=FULL (a commit is synced), application_id and user_version.
+Sources: sqlite.org on WAL, locking_mode=EXCLUSIVE (WAL without shared memory), synchronous=FULL (a commit is synced),
+application_id and user_version.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from zfsfs.errors import Busy, DriverError, NoSpace, ReadOnly, StoreError, Unava
 from zfsfs.names import Dataset, Snapshot
 
 FILE = "catalogue.sqlite"
+#: Seconds for who looks at a store that nobody serves.
+PATIENCE = 5.0
 FORMAT = 1
 _APPLICATION = 0x7A667366  # "zfsf"
 
@@ -100,12 +103,19 @@ class Catalogue:
                 raise Unavailable(f"{self._shown} holds no zfsfs store")
             connection = None
             try:
-                connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=30)
+                connection = sqlite3.connect(
+                    self._path, isolation_level=None, check_same_thread=False, timeout=PATIENCE
+                )
+                # For us alone, so without an index in shared memory: where there is no room, btrfs has SIGBUS for who
+                # writes in a mapping.
+                connection.execute("PRAGMA locking_mode = EXCLUSIVE")
                 self._check(connection, make)
                 for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
                     connection.execute(f"PRAGMA {pragma}")
             except sqlite3.Error as error:
                 _close(connection)
+                if _code(error) == sqlite3.SQLITE_BUSY:
+                    raise Busy(f"{self._shown} is in use: it has to be unmounted first") from error
                 raise Unavailable(f"{self._shown}: {FILE} can't be used: {error}") from error
             except BaseException:
                 _close(connection)

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 import trio
 from faults import no_promotion, no_room
 
-from zfsfs.driver import DatasetInfo, Driver, viewing
+from zfsfs.driver import DatasetInfo, Driver, Step, viewing
 from zfsfs.errors import Busy, DriverError, Exists, InvalidName, Missing, NoSpace, ZfsfsError
 from zfsfs.names import BuildId, BuildName, CacheName, Dataset, Snapshot, cache, result
 from zfsfs.store import Outcome, Session, Store, check, leftovers, plan
@@ -528,6 +528,26 @@ class StoreSuite:
         assert read(driver, another.dataset) == "two"
         assert await store.caches.release(session, changed=True) is Outcome.PUBLISHED
         await store.caches.release(another, changed=False)
+
+    async def test_what_the_storage_says_of_a_release_is_not_passed_over(
+        self, store: Store, driver: Driver, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It may say once that something was lost."""
+        await filled(store, "one")
+        session = await store.caches.open(NPM, None)
+        write(driver, session.dataset, "two")
+        batch, failures = driver.batch, [DriverError("something is lost")]
+
+        def fails_once(steps: Sequence[Step]) -> None:
+            if failures:
+                raise failures.pop()
+            batch(steps)
+
+        monkeypatch.setattr(driver, "batch", fails_once)
+        with pytest.raises(DriverError):
+            await store.caches.release(session, changed=True)
+        assert published(driver) == "one"
+        assert await store.caches.release(session, changed=True) is Outcome.PUBLISHED
 
     @pytest.mark.parametrize("failure", [Busy, InvalidName])
     async def test_what_recovery_could_not_publish_is_tried_again(

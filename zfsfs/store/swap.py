@@ -118,16 +118,13 @@ class Swap:
 
         Raises Busy when somebody has mounted a snapshot that would move.
         """
-        with contextlib.suppress(StoreError):
-            driver.batch(self._decision())
-            return
-        for chance in reversed(range(_TRIES)):
+        for look in range(_TRIES + 1):
             try:
-                driver.batch(self._way(driver) + self._decision())
+                driver.batch((self._way(driver) if look else []) + self._decision())
                 return
             except Exists:
-                # Somebody's snapshot came between our look and our batch.
-                if not chance:
+                # Somebody's snapshot is in the way, or came between our look and our batch.
+                if look == _TRIES:
                     self._undecide(driver)
                     raise
             except StoreError:

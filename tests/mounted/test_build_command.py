@@ -284,6 +284,14 @@ def test_what_cannot_be_said_changes_nothing(tree, unwritable):
     assert (tree / "results/one/made").exists()
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_keep_nothing_from_being_built(tree, way, closed):
+    words = [sys.executable, "-m", "zfsfs", "build", *way, tree.path, "one"]
+    words += ["--", "sh", "-c", "echo out; echo err >&2"]
+    subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", *map(str, words)], check=True, timeout=60)
+    assert log_of(tree, "one") == "out\nerr\n"
+
+
 def test_a_process_that_stays_in_the_build_is_named(tree):
     script = "setsid sleep 30 <&- >&- 2>&- & echo $! >pid"
     command = [

@@ -113,6 +113,13 @@ def test_an_output_that_can_not_be_written_is_a_line_and_a_code(tree, to, code):
     assert (done.returncode, done.stderr.count("\n")) == (code, code), done.stderr
 
 
+def test_streams_that_are_closed_keep_nothing_from_being_mounted(unmounted):
+    words = ["mount", unmounted.store, unmounted.path, "--log", unmounted.log]
+    command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-m", "zfsfs", *map(str, words)]
+    subprocess.run(command, check=True)
+    assert unmounted.status()["builds"] == []
+
+
 def test_status_check_and_recover_tell(tree):
     (tree / "caches/c").mkdir()
     (tree / "builds/b").mkdir()

@@ -128,6 +128,15 @@ def test_the_locale_is_the_callers_too(build, locale):
     assert sorted(done.stdout.splitlines()) == sorted(f"{name}={value}" for name, value in environment.items())
 
 
+@pytest.mark.parametrize(("closed", "left"), [("<&-", ["1", "2"]), (">&-", ["0", "2"]), ("<&- >&-", ["2"])])
+def test_streams_that_are_closed_are_so_for_the_command(build, closed, left):
+    see = "for each in 0 1 2; do test -e /proc/$$/fd/$each && echo $each >&2; done"
+    words = [sys.executable, "-m", "zfsfs", "exec", build, "--", "sh", "-c", see]
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", *map(str, words)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert done.stderr.split() == left
+
+
 def test_signals_reach_the_command_itself(build):
     command = [sys.executable, "-m", "zfsfs", "exec", build, "--", "sh", "-c", "trap 'exit 9' TERM; echo in; read x"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

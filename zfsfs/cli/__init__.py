@@ -11,6 +11,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import NoReturn
 
 from zfsfs import __version__
@@ -63,6 +64,7 @@ def _complain(text: str) -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit."""
+    _occupy_streams()
     try:
         words, command = split(sys.argv[1:] if arguments is None else arguments)
         options = _parser(words[0] if words else "").parse_args(words)
@@ -84,6 +86,15 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         code = 130
     flushed = _flushed()
     sys.exit(code or flushed)
+
+
+def _occupy_streams() -> None:
+    """Where standard input, output or error was closed when we were started, nothing that we open shall take its
+    place. A command that we become finds it closed."""
+    with suppress(OSError):  # there may be no such device
+        while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass
+        os.close(fd)
 
 
 def _flushed() -> int:

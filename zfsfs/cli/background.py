@@ -8,7 +8,6 @@ import logging
 import logging.handlers
 import os
 import socket
-import sys
 
 from zfsfs.daemon import Settings, serve
 from zfsfs.errors import ZfsfsError
@@ -25,7 +24,6 @@ class _DaemonFailed(ZfsfsError):
 def in_background(settings: Settings, log: str | None) -> None:
     """Serve in a process of its own; return when it is ready, or raise what went wrong there."""
     reader, writer = os.pipe()
-    sys.stdout.flush()
     if os.fork() != 0:
         os.close(writer)
         with os.fdopen(reader, "rb") as said:

@@ -32,7 +32,6 @@ def complain(text: str) -> None:
 
 def execute(command: Sequence[str]) -> NoReturn:
     """Become the command. Ends the process with 126 or 127 when that is impossible."""
-    sys.stdout.flush()
     for each in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores, and what is ignored stays so
         signal.signal(each, signal.SIG_DFL)
     _give_back_locale()

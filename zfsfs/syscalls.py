@@ -1,7 +1,8 @@
 """System calls that Python does not have, through ctypes: thin, typed, and raising OSError with the call's name.
 
 Sources: renameat2(2), getdents64(2), fsopen(2), fsconfig(2), fsmount(2), move_mount(2), ioctl_ficlone(2), umount2(2),
-statx(2), statfs(2), open_tree(2), openat2(2), mount_setattr(2), mount(2), unshare(2), ptrace(2).
+statx(2), statfs(2), open_tree(2), openat2(2), mount_setattr(2), mount(2), unshare(2), ptrace(2),
+execvp(3).
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import errno
 import fcntl
 import os
 import struct
+from collections.abc import Sequence
+from typing import NoReturn
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -66,6 +69,7 @@ _libc.unshare.argtypes = (ctypes.c_int,)
 _libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_void_p)
 
+_libc.execvp.argtypes = (ctypes.c_char_p, ctypes.c_void_p)
 _libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 _libc.ptrace.restype = ctypes.c_long
 
@@ -207,6 +211,13 @@ def unshare(flags: int) -> None:
 def receive_mounts_only() -> None:
     """mount(2) with MS_REC and MS_SLAVE: what is mounted from here on in this namespace shows in no other."""
     _check(_libc.mount(b"none", b"/", None, _MS_REC | _MS_SLAVE, None), "mount", "/")
+
+
+def execvp(command: Sequence[str]) -> NoReturn:
+    """execvp(3), which, unlike Python's own, has the shell run a file that is of no other format, as shells do."""
+    words = [os.fsencode(word) for word in command]
+    _libc.execvp(words[0], (ctypes.c_char_p * (len(words) + 1))(*words))
+    raise OSError(ctypes.get_errno(), f"execvp: {os.strerror(ctypes.get_errno())}", command[0])
 
 
 def adopt_orphans() -> None:

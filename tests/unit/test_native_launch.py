@@ -75,6 +75,17 @@ def test_exit_codes_are_those_of_env(folder):
     assert run(folder, "sh", "-c", "kill -9 $$").returncode == -9
     assert run(folder, "no-such-command").returncode == 127
     assert run(folder, str(folder / "data/file")).returncode == 126
+    done = run(folder, "")
+    assert (done.stderr, done.returncode) == ("zfsfs: : No such file or directory\n", 127)
+    done = run(folder, "no\nsuch\x1b[2J")
+    assert (done.stderr, done.returncode) == ("zfsfs: no\\nsuch\\x1b[2J: No such file or directory\n", 127)
+
+
+def test_a_script_that_names_no_interpreter_is_the_shells(folder):
+    script = folder / "script"
+    script.write_text("echo $1 from $0\n")
+    script.chmod(0o755)
+    assert run(folder, str(script), "printed").stdout == f"printed from {script}\n"
 
 
 def test_signals_have_their_defaults_and_no_descriptor_is_left_over(folder):

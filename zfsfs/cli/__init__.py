@@ -17,6 +17,7 @@ from typing import NoReturn
 from zfsfs import __version__
 from zfsfs.cli.parsing import Parser, split
 from zfsfs.errors import ZfsfsError
+from zfsfs.native.launch import complain
 
 #: The modules in the order of their commands in the help.
 _MODULES = {
@@ -55,13 +56,6 @@ def _parser(command: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _complain(text: str) -> None:
-    from zfsfs.names import one_line
-    from zfsfs.native.launch import complain
-
-    complain(one_line(text))
-
-
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit."""
     _occupy_streams()
@@ -74,13 +68,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0
     except ZfsfsError as error:
-        _complain(str(error))
+        complain(str(error))
         code = error.exit_code
     except BrokenPipeError:
         code = 1
     except OSError as error:
         about = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes) else ""
-        _complain(f"{error.strerror or error}{about}")
+        complain(f"{error.strerror or error}{about}")
         code = 1
     except KeyboardInterrupt:
         code = 130
@@ -106,6 +100,6 @@ def _flushed() -> int:
         # Or Python would try it again at its end, and complain of it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if not isinstance(error, BrokenPipeError):
-            _complain(f"standard output can't be written: {error.strerror}")
+            complain(f"standard output can't be written: {error.strerror}")
         return 1
     return 0

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn
 
+from zfsfs import syscalls
+
 FAILED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
 
 #: What Python puts in LC_CTYPE, for what it starts too, where the locale is C (PEP 538).
@@ -20,12 +22,14 @@ _COERCED = ("C.UTF-8", "C.utf8", "UTF-8")
 
 
 def complain(text: str) -> None:
-    """Print a line on standard error. Where that can't be written, to a full disk or because nobody reads it, what is
-    done goes on, and the exit code is the same."""
+    """Print a line on standard error, whatever is in it. Where that can't be written, to a full disk or because
+    nobody reads it, what is done goes on, and the exit code is the same."""
+    from zfsfs.names import one_line  # here: what goes well has no time for it
+
     if sys.stderr is None:  # it was closed; print would take standard output
         return
     try:
-        print(f"zfsfs: {text}", file=sys.stderr, flush=True)
+        print(f"zfsfs: {one_line(text)}", file=sys.stderr, flush=True)
     except (OSError, ValueError):
         sys.stderr = None  # it would try again at the very end, and have Python exit with 120
 
@@ -36,9 +40,9 @@ def execute(command: Sequence[str]) -> NoReturn:
         signal.signal(each, signal.SIG_DFL)
     _give_back_locale()
     try:
-        os.execvp(command[0], list(command))
+        syscalls.execvp(command)
     except OSError as failure:
-        complain(f"{command[0]}: {failure.strerror}")
+        complain(f"{command[0]}: {os.strerror(failure.errno or 0)}")
         missing = isinstance(failure, FileNotFoundError | NotADirectoryError)
         sys.exit(NOT_FOUND if missing else NOT_EXECUTABLE)
 

@@ -137,6 +137,7 @@ def _become(request: dict[str, Any], streams: list[int]) -> None:
     for fd, stream in zip((1, 2), streams, strict=True):
         os.dup2(stream, fd)
         os.close(stream)
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115  (what it knew of the other is wrong)
     os.chdir(request["cwd"])
     os.umask(request["umask"])
     os.environ.clear()

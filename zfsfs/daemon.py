@@ -156,7 +156,8 @@ async def _mounted(
     unlocked = Unlocked(kernel.look_up_again)
     tree.failures.look_again = kernel.look_up_again
     before = descriptors()
-    name = settings.store.replace("\\", "\\\\").replace(",", "\\,")
+    # pyfuse3 takes ASCII only, and libfuse takes a byte in this way.
+    name = "".join(f"\\{byte:03o}" for byte in os.fsencode(settings.store))
     options = {f"fsname={name}", "subtype=zfsfs", "default_permissions", "nosuid", "nodev", *settings.options}
     if os.geteuid() == 0:
         options.add("allow_other")

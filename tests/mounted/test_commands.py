@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from mounted_tree import until, zfsfs
 
-from zfsfs.mountpoint import FSTYPE, is_dead, mounted_type
+from zfsfs.mountpoint import FSTYPE, is_dead, mounted_type, trees
 
 
 def one_line(*arguments: object, expect: int) -> str:
@@ -82,6 +82,35 @@ def test_a_mountpoint_may_be_a_link(unmounted, folder):
     mount()
     zfsfs("umount", link)
     assert mounted_type(str(tree.path)) is None
+
+
+@pytest.mark.skipif(bool(os.environ.get("ZFSFS_TEST_POOL")), reason="a dataset has no such name")
+def test_a_store_may_have_any_path(folder):
+    def run(*words: object) -> tuple[int, str]:
+        command = [sys.executable, "-m", "zfsfs", *map(str, words)]
+        done = subprocess.run(
+            command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "utf-8"}, check=False
+        )
+        return done.returncode, (done.stdout + done.stderr).decode()
+
+    store = folder / os.fsdecode(b"st\xc3\xb6re \xff,\\\n")
+    for each in (folder / "mnt", folder / "other"):
+        each.mkdir()
+    shown = f"{folder}/st\u00f6re \\udcff,\\"
+    assert run("mount", store, folder / "mnt", "--log", folder / "log") == (0, "")
+    assert (str(store), str(folder / "mnt")) in trees()
+    code, said = run("mount", store, folder / "other", "--log", folder / "log")
+    assert (code, said.count("\n")) == (5, 1)
+    assert shown in said
+    for words in (
+        ["status", folder / "mnt"],
+        ["umount", folder / "mnt"],
+        ["check", store],
+        ["recover", "--dry-run", store],
+    ):
+        code, said = run(*words)
+        assert code == 0
+        assert said.startswith(shown if said else "")
 
 
 def test_unmounting_what_is_in_use_says_so_and_drops_nothing(tree):
@@ -164,7 +193,7 @@ def test_an_ordinary_user_mounts_a_directory_for_itself(tmp_path_factory):
             set -e
             cd {folder}; mkdir mnt
             z() {{ {sys.executable} -c "{program}" "{os.getcwd()}" "$@"; }}
-            z mount ./store mnt --linger 0
+            z mount ./st\u00f6re,x mnt --linger 0
             mkdir mnt/builds/b; echo x > mnt/builds/b/f; mv mnt/builds/b mnt/results/b; cat mnt/results/b/f
             z umount mnt
         """

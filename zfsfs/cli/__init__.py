@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Iterable
@@ -59,6 +60,8 @@ def _parser(command: str) -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit."""
     _occupy_streams()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: a path may be any bytes
     try:
         words, command = split(sys.argv[1:] if arguments is None else arguments)
         options = _parser(words[0] if words else "").parse_args(words)

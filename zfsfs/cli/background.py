@@ -29,7 +29,7 @@ def in_background(settings: Settings, log: str | None) -> None:
         with os.fdopen(reader, "rb") as said:
             answer = said.read()
         if answer != b"ready":
-            number, _, text = answer.decode("utf-8", "replace").partition(" ")
+            number, _, text = answer.decode("utf-8", "surrogateescape").partition(" ")
             raise _DaemonFailed(text or "the daemon ended before it was ready; see its log", number)
         return
     os.close(reader)
@@ -60,7 +60,7 @@ def in_background(settings: Settings, log: str | None) -> None:
     except ZfsfsError as error:
         code = error.exit_code
         logging.getLogger("zfsfs").error("%s", error)
-        say(f"{code} {error}".encode())
+        say(f"{code} {error}".encode("utf-8", "surrogateescape"))
     except BaseException as error:
         code = 1
         logging.getLogger("zfsfs").exception("the daemon failed")

@@ -169,6 +169,53 @@ def test_an_open_file_keeps_only_those_waiting_who_want_its_build(unmounted, tmp
         each.rmdir()
 
 
+@contextmanager
+def natively(path, folder):
+    """A directory of the tree as it is natively, while it is held."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.connect(path)
+        fd = os.open(folder, os.O_RDONLY)
+        socket.send_fds(sock, [b'{"verb": "hold"}'], [fd])
+        os.close(fd)
+        _, (mount,), _, _ = socket.recv_fds(sock, 4096, 1)
+        native = os.open(".", os.O_RDONLY, dir_fd=mount)
+        os.close(mount)
+        yield native
+        os.close(native)
+
+
+#: Says of a directory that is native, as an ordinary user, again and again that it is mounted, then asks only.
+INSISTING = """
+import json, os, socket, sys
+native = int(sys.argv[2])
+os.setresuid(12345, 12345, 12345)
+with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+    sock.connect(sys.argv[1])
+    for verb in ["hold", "attached"] * 200 + ["hold"] * 100:
+        socket.send_fds(sock, [json.dumps({"verb": verb}).encode()], [native] if verb == "hold" else [])
+        said = sock.recv(4096)
+    print(said.decode(), flush=True)
+    sys.stdin.read()
+"""
+
+
+@root_only
+def test_who_says_again_and_again_that_he_has_something_costs_no_more_than_once(tree, path):
+    """A directory that is native already is everybody's to ask for who can open it."""
+    (tree / "builds/b").mkdir()
+    with natively(path, tree / "builds/b") as native:
+        before = len(os.listdir(f"/proc/{tree.pid}/fd"))
+        command = [sys.executable, "-c", INSISTING, path, str(native)]
+        with subprocess.Popen(command, stdin=-1, stdout=-1, pass_fds=[native]) as user:
+            assert user.stdout is not None
+            said = user.stdout.readline()
+            assert len(os.listdir(f"/proc/{tree.pid}/fd")) < before + 80
+            assert b"has to be mounted first" in said
+            user.kill()
+    until(lambda: not tree.status()["native"])
+    (tree / "builds/b").rmdir()
+
+
 #: A filesystem of one file, which is never done with being closed.
 NEVER_CLOSED = """
 import os, stat, sys

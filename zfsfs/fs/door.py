@@ -14,7 +14,7 @@ import os
 import secrets
 import socket
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +33,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds that a peer may take for its next request, and for reading its answer.
 PATIENCE = 30.0
-#: Connections that one user may have at once, but for root (as whom all builders ask) and who has mounted the tree.
+#: Connections that one user may have at once, and processes whose end is waited for, but for root (as whom all
+#: builders ask) and who has mounted the tree.
 MOST = 64
 
 
@@ -45,6 +46,7 @@ class Door:
         self._outputs = outputs
         self._socket = trio.socket.from_stdlib_socket(sock)
         self._connected: Counter[int] = Counter()
+        self._followed: Counter[int] = Counter()
         self.nursery: trio.Nursery
 
     async def serve(self) -> None:
@@ -70,7 +72,7 @@ class Door:
                 if self._connected[peer.uid] > MOST and not trusted(peer.uid):
                     await _send(connection, _failed(Busy("too many requests of yours are under way")))
                     return
-                await _Talk(self._natives, self._outputs, self.nursery, connection, peer).run()
+                await _Talk(self._natives, self._outputs, connection, peer, self._follow).run()
         except OSError:
             pass  # it has hung up
         except Exception:
@@ -83,6 +85,18 @@ class Door:
                 if peer.pidfd >= 0:
                     os.close(peer.pidfd)
 
+    def _follow(self, peer: Peer, held: list[Held]) -> None:
+        # Of more processes than that we only see what they have mounted.
+        if peer.pidfd >= 0 and (self._followed[peer.uid] < MOST or trusted(peer.uid)):
+            self._followed[peer.uid] += 1
+            self.nursery.start_soon(self._to_its_end, peer.uid, os.dup(peer.pidfd), held)
+
+    async def _to_its_end(self, uid: int, pidfd: int, held: list[Held]) -> None:
+        try:
+            await self._natives.follow(pidfd, held)
+        finally:
+            self._followed -= Counter((uid,))
+
 
 class _Talk:
     """One connection."""
@@ -91,15 +105,15 @@ class _Talk:
         self,
         natives: Natives,
         outputs: Outputs,
-        nursery: trio.Nursery,
         connection: trio.socket.SocketType,
         peer: Peer,
+        follow: Callable[[Peer, list[Held]], None],
     ) -> None:
         self._natives = natives
         self._outputs = outputs
-        self._nursery = nursery
         self._connection = connection
         self._peer = peer
+        self._follow = follow
         self._granted: list[Held] = []
 
     async def run(self) -> None:
@@ -175,6 +189,8 @@ class _Talk:
         folders = descriptors[:-1] if mapped else descriptors
         if not folders:
             raise UsageError("hold needs directories")
+        if len(self._granted) + len(folders) > wire.DESCRIPTORS:
+            raise UsageError("what is held has to be mounted first")
         mounts = []
         for folder in folders:
             if fcntl.fcntl(folder, fcntl.F_GETFL) & os.O_PATH:
@@ -196,8 +212,8 @@ class _Talk:
         granted, self._granted = self._granted, []
         for held in granted:
             self._natives.attached(held, self._peer.pid)
-        if granted and self._peer.pidfd >= 0:
-            self._nursery.start_soon(self._natives.follow, os.dup(self._peer.pidfd), granted)
+        if granted:
+            self._follow(self._peer, granted)
 
 
 async def _identity(descriptor: int) -> tuple[int, int]:

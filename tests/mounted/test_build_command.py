@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
 from mounted_tree import until, zfsfs
 
 from zfsfs.errors import Refused
-from zfsfs.native.client import output_of
+from zfsfs.native import wire
+from zfsfs.native.client import output_of, socket_of
 
 
 def build(tree, ident, *words, expect=0, options=(), env=None):
@@ -232,6 +234,32 @@ def test_only_who_made_a_build_has_its_output_kept(tree):
     with pytest.raises(Refused, match="no build"):
         output_of(str(folder.parent))
     folder.rmdir()
+
+
+def test_who_has_a_build_open_that_is_gone_says_nothing_of_the_next(tree):
+    folder = tree / "builds/one"
+    folder.mkdir()
+    fd = os.open(folder, os.O_RDONLY)
+    folder.rmdir()
+    folder.mkdir()
+    connection = wire.Connection(socket_of(str(tree.path)))
+    with closing(connection), pytest.raises(Refused, match="no build"):
+        connection.ask({"verb": "keep"}, [fd])
+    os.close(fd)
+    folder.rmdir()
+
+
+def test_nothing_is_kept_of_a_build_that_has_ended(tree):
+    """Whoever holds on to where it was sent to."""
+    for _ in range(2):
+        (tree / "builds/one").mkdir()
+        with output_of(str(tree / "builds/one")) as kept:
+            kept.sendall(b"first\n")
+            until(lambda: log_of(tree, "one") == "first\n")
+            (tree / "builds/one").rmdir()
+            kept.settimeout(60)
+            assert kept.recv(1) == b""
+        assert log_of(tree, "one") == "first\n"
 
 
 def test_what_cannot_be_built_is_said_in_one_line(tree, tmp_path):

@@ -43,6 +43,10 @@ _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
 _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
 _SYS_OPENAT2, _RESOLVE_CACHED = 437, 0x20
+_RESOLVE_NO_XDEV, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 0x01, 0x04, 0x08
+_BENEATH = struct.pack(
+    "=QQQ", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, 0, _RESOLVE_NO_XDEV | _RESOLVE_NO_SYMLINKS | _RESOLVE_BENEATH
+)
 # Of what is no directory it then says so, which is all that is wanted, and opens nothing.
 _IF_CACHED = struct.pack("=QQQ", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, 0, _RESOLVE_CACHED)
 CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
@@ -119,6 +123,13 @@ def is_cached(folder: int, name: bytes) -> bool:
         os.close(fd)
         return True
     return ctypes.get_errno() != errno.EAGAIN
+
+
+def open_beneath(folder: int, path: bytes) -> int:
+    """openat2(2) with RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS and RESOLVE_NO_XDEV: an O_PATH descriptor of what is at a
+    path from a directory on, over no link and no other mount."""
+    result = _libc.syscall(_SYS_OPENAT2, folder, path, _BENEATH, ctypes.c_size_t(len(_BENEATH)))
+    return _check(result, "openat2", path)
 
 
 def umount(path: bytes, flags: int = 0) -> None:

@@ -336,6 +336,13 @@ def test_what_is_lazily_unmounted_is_held_while_somebody_is_in_it(tree, cache, t
 
 
 @root_only
+def test_a_link_in_a_build_does_not_make_holders_of_those_who_are_where_it_leads(tree, build, tmp_path):
+    (build / tmp_path.parts[1]).symlink_to(f"/{tmp_path.parts[1]}")
+    with (tmp_path / "file").open("x"):
+        assert run(build, "--", "true").returncode == 0
+        until_free(tree)
+
+
 def test_a_daemon_that_is_stopped_keeps_nobody_from_unmounting_what_is_anothers(tree, build, target, monkeypatch):
     monkeypatch.setattr("zfsfs.native.client._PATIENCE", 0.2)
     zfsfs("bind", build, target)

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from zfsfs.names import shown
 
-_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+#: What keeps us from looking, but does not make anything go away.
+SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def read_proc(path: str) -> bytes:
@@ -28,7 +29,7 @@ def look_into(path: str) -> bytes:
         with open(path, "rb") as file:
             return file.read()
     except OSError as failure:
-        if failure.errno in _SHORT:
+        if failure.errno in SHORT:
             raise
         return b""
 

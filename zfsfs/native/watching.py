@@ -15,12 +15,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 
 from zfsfs import syscalls
 from zfsfs.errors import MountError
-from zfsfs.native.processes import command_of, look_into, processes, read_proc, unescaped
+from zfsfs.native.processes import SHORT, command_of, look_into, processes, read_proc, unescaped
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,8 @@ def where(fd: int, *, own_filesystem: bool) -> Where:
 
 
 def look(wanted: Mapping[Where, int], *, thoroughly: bool) -> dict[Where, list[Found]]:
-    """Who has each of them. The number is a descriptor of its root; ours don't count."""
+    """Who has each of them. The number is a descriptor of its root; ours don't count. Raises OSError where nothing
+    can be seen now, for want of descriptors or memory."""
     found: dict[Where, list[Found]] = {each: [] for each in wanted}
     namespaces: set[int] = set()
     # We first: what is mounted in our own namespace is named after nobody else.
@@ -95,8 +95,11 @@ def _mounts(mountinfo: bytes, wanted: Mapping[Where, int]) -> Iterator[tuple[Whe
 
 def _referred(pid: int, wanted: Mapping[Where, int]) -> Iterator[tuple[Where, str]]:
     links = {"cwd": "working directory", "root": "root directory"}
-    with suppress(OSError):
+    try:
         links |= {f"fd/{number}": "open file" for number in os.listdir(f"/proc/{pid}/fd")}
+    except OSError as failure:
+        if failure.errno in SHORT:
+            raise
     for link, what in links.items():
         path = f"/proc/{pid}/{link}"
         try:
@@ -110,9 +113,14 @@ def _referred(pid: int, wanted: Mapping[Where, int]) -> Iterator[tuple[Where, st
 
 def _is_beneath(link: str, st_ino: int, root: int) -> bool:
     """Whether what a link in /proc stands for is where a mount without a namespace would have it: such a mount names
-    its files from its own root."""
+    its files from its own root. No link is followed on the way there: it may lead to what others have open."""
     try:
-        name = os.readlink(link).lstrip("/")
-        return os.stat(name or ".", dir_fd=root, follow_symlinks=False).st_ino == st_ino
-    except OSError:
+        fd = syscalls.open_beneath(root, os.fsencode(os.readlink(link)).lstrip(b"/") or b".")
+    except OSError as failure:
+        if failure.errno in SHORT:
+            raise
         return False
+    try:
+        return os.fstat(fd).st_ino == st_ino
+    finally:
+        os.close(fd)

@@ -14,6 +14,7 @@ HOW is one of
     speechless it fails to say how a builder has ended, in a way that nobody expects
     incurious  it does not look by itself for who has something natively
     patient    it waits for minutes until what is open is closed, and for seconds for requests
+    nowhere    it can't tell where what was given out is mounted, as long as GATE/nowhere exists
     weary      the first verb that waits until something is closed does not wait, and those after it do for minutes
 
 or a call (`CALLS`) that stops, once, when GATE/armed is there: it removes that, says so in the fifo GATE/entered and
@@ -72,6 +73,17 @@ def growing_patient(unmapped: Callable[..., Any]) -> Callable[..., Any]:
     return lambda area, quiet, seconds: unmapped(area, quiet, seconds * next(times))
 
 
+def losing(where: Callable[..., Any], sign: Path) -> Callable[..., Any]:
+    def lost(*arguments: Any, **options: Any) -> Any:
+        from zfsfs.errors import MountError
+
+        if sign.exists():
+            raise MountError("it lies on no mount that can be seen")
+        return where(*arguments, **options)
+
+    return lost
+
+
 def with_one_thread(serve: Callable[..., Any]) -> Callable[..., Any]:
     async def narrow(*arguments: Any) -> None:
         import trio
@@ -117,6 +129,8 @@ def change(how: str, gate: Path) -> None:
         for driver in (DirectoryDriver, ZfsDriver):
             for verb in (driver.rename, driver.info, driver.view):
                 setattr(driver, verb.__name__, breaking(verb, gate / "broken"))
+    elif how == "nowhere":
+        natives.where = losing(natives.where, gate / "nowhere")
     elif how == "narrow":
         zfsfs.daemon._serve = with_one_thread(zfsfs.daemon._serve)
     elif how == "ungrouped":

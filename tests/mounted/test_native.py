@@ -258,6 +258,18 @@ def test_a_client_that_dies_before_it_has_mounted_holds_nothing(tree, build):
     os.rename(build, tree / "results/b")
 
 
+def test_what_could_not_be_given_out_holds_nothing(unmounted, tmp_path):
+    tree = unmounted
+    tree.mount_changed("nowhere", tmp_path)
+    folder = tree / "builds/b"
+    folder.mkdir()
+    (tmp_path / "nowhere").touch()
+    done = run(folder, "--", "true")
+    assert (done.returncode, done.stderr) == (125, "zfsfs: it lies on no mount that can be seen\n")
+    until_free(tree)
+    folder.rmdir()
+
+
 def test_unmounting_the_tree_is_refused_while_something_is_native(tree, build):
     os.rename(build, tree / "results/b")
     with running(tree / "results/b"):

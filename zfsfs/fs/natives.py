@@ -121,10 +121,14 @@ class Natives:
             mount = partial(_locked, driver) if lock else driver.native
             limiter = self._locking if lock else None
             native = await in_thread(lambda: mount(target, writable=writable), limiter=limiter)
+            try:
+                held.identity, held.where = self._seen_as(area, native)
+            except BaseException:
+                os.close(native.fd)
+                raise
         except BaseException:
             self._untaken(held)
             raise
-        held.identity, held.where = self._seen_as(area, native)
         return Grant(held, native)
 
     def _area(self, identity: tuple[int, int]) -> Area:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -45,8 +47,11 @@ class Supervised:
             found: dict[str, Any] = json.loads(self._process.stdout.read())
             return found
         finally:
-            self._process.kill()
-            self._process.communicate()
+            self.kill()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.communicate()
 
     def printed(self) -> bytes:
         """The log, which is read only once."""
@@ -75,6 +80,21 @@ def test_it_can_be_cancelled_before_the_command_has_started(tmp_path, silent):
     run.tell(b"cancel\n")
     assert run.ended()["reason"] == "cancelled"
     client.close()
+
+
+def test_nothing_starts_when_it_was_killed_before_that(tmp_path, silent):
+    run = Supervised(tmp_path, "touch", "made", native=[str(tmp_path)], socket=silent.getsockname())
+    client, _ = silent.accept()
+    pid, _, _ = struct.unpack("iII", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    child = os.pidfd_open(pid)
+    run.kill()
+    with client:
+        for answer in (b'{"mounts": [{"already": true}]}', b"{}"):
+            assert client.recv(4096)
+            client.send(answer)
+        assert select.select([child], [], [], 30)[0]
+    os.close(child)
+    assert "made" not in os.listdir(tmp_path)
 
 
 def test_a_cancel_that_is_there_at_once_starts_nothing(tmp_path):

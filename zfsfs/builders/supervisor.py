@@ -85,7 +85,7 @@ class _Supervisor:
         self._log = Writer(job.log, job.log_size)
         self._log_broken = ""
         self._output = self._failed = -1
-        self._pid = -1
+        self._own_pid, self._pid = os.getpid(), -1
         self._ended = Ended()
         self._begun = time.monotonic()
 
@@ -146,6 +146,8 @@ class _Supervisor:
                 os.setresuid(uid, uid, uid)
             # Lost by the change of user, and by nothing after it but a set-user-ID program: for when we are killed.
             syscalls.die_with_parent(signal.SIGKILL)
+            if os.getppid() != self._own_pid:
+                os._exit(127)  # it has ended before
             os.chdir(job.directory)
             for each in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
                 signal.signal(each, signal.SIG_DFL)

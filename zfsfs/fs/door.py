@@ -272,16 +272,20 @@ def opened() -> Iterator[Listening]:
         if name.endswith(".sock") and not _answers(os.path.join(folder, name)):
             with suppress(OSError):
                 os.unlink(os.path.join(folder, name))
-    path = os.path.join(folder, f"{secrets.token_hex(8)}.sock")
+    early = os.path.join(folder, secrets.token_hex(8))
+    path = f"{early}.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-        sock.bind(path)
+        sock.bind(early)
         try:
-            os.chmod(path, 0o666 if os.geteuid() == 0 else 0o600)
+            os.chmod(early, 0o666 if os.geteuid() == 0 else 0o600)
             sock.listen(64)
+            # Only now: another daemon that starts would take it for one whose daemon has died.
+            os.rename(early, path)
             yield Listening(sock, path)
         finally:
-            with suppress(OSError):
-                os.unlink(path)
+            for each in (early, path):
+                with suppress(OSError):
+                    os.unlink(each)
 
 
 def _answers(path: str) -> bool:

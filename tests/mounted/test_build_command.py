@@ -320,6 +320,13 @@ def test_streams_that_are_closed_keep_nothing_from_being_built(tree, way, closed
     assert log_of(tree, "one") == "out\nerr\n"
 
 
+def test_the_exit_code_is_the_commands_also_when_the_daemon_has_been_killed(tree):
+    _, err = build(tree, "one", "sh", "-c", f"kill -9 {tree.pid}; exit 3", expect=3)
+    assert "has failed with exit code 3" in err.splitlines()[-1]
+    assert "is still there" in err
+    tree.mount()
+
+
 def test_a_process_that_stays_in_the_build_is_named(tree):
     script = "setsid sleep 30 <&- >&- 2>&- & echo $! >pid"
     command = [

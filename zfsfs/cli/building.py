@@ -290,10 +290,9 @@ class _Run:
         from zfsfs.cli.mounted import read_status
 
         path = os.path.relpath(self._folder, self._mountpoint)
-        names = [
-            name
-            for each in read_status(self._mountpoint)["native"]
-            if each["path"] == path
-            for name in each["holders"]
-        ]
+        try:
+            natives = read_status(self._mountpoint)["native"]
+        except (ZfsfsError, OSError):
+            return ""  # the daemon has gone, or waits for its storage
+        names = [name for each in natives if each["path"] == path for name in each["holders"]]
         return f"; held by {', '.join(names)}" if names else ""

@@ -112,6 +112,15 @@ def test_exit_codes_are_the_commands_own_and_those_of_env(build):
     assert run(build, "true").returncode == run("--", "true").returncode == run(build, "--").returncode == 2
 
 
+def test_too_few_descriptors_are_one_line(build):
+    """Five are enough for the directory and the connection, and too few for the mount."""
+    command = [sys.executable, "-m", "zfsfs", "exec", build, "--", "true"]
+    limited = ["sh", "-c", 'ulimit -n 5; exec "$@"', "sh", *map(str, command)]
+    done = subprocess.run(limited, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (125, 1), done.stderr
+    assert "no descriptors left" in done.stderr
+
+
 def test_environment_input_and_working_directory_are_the_callers(build):
     (build / "sub").mkdir()
     script = "pwd; /bin/pwd; echo $MARK; cat; ls ..; grep SigIgn /proc/self/status"

@@ -122,9 +122,13 @@ class Connection:
         text, rights = packed(message, descriptors)
         try:
             self._socket.sendmsg([text], rights)
-            data, ancillary, _, _ = self._socket.recvmsg(PACKET, ROOM, socket.MSG_CMSG_CLOEXEC)
+            data, ancillary, flags, _ = self._socket.recvmsg(PACKET, ROOM, socket.MSG_CMSG_CLOEXEC)
         except OSError as failure:
             raise MountError(f"the daemon does not answer: {failure.strerror or failure}") from None
+        if flags & socket.MSG_CTRUNC:
+            for fd in received(ancillary):
+                os.close(fd)
+            raise MountError("there are no descriptors left for what the daemon has sent (see ulimit -n)")
         if not data:
             raise MountError("the daemon has ended")
         answer: Message = json.loads(data)

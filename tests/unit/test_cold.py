@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from beneath import Beneath
 from zfsfs import syscalls
 from zfsfs.fs import cold
 from zfsfs.fs.area import Area
+from zfsfs.fs.handles import DirectoryHandle
 from zfsfs.fs.nodes import NEVER, Node, NodeTable
 from zfsfs.fs.places import ResultPlace
 from zfsfs.fs.workers import Workers
@@ -190,6 +192,19 @@ def test_a_name_that_is_not_there_is_no_error(kernel, top):
     warm(top, b"missing")
     # That the kernel takes no note of it says nothing of others.
     assert (top.warm > 0, top.area.tells) == (True, True)
+
+
+def test_a_directory_that_can_t_be_looked_at_ahead_is_open_all_the_same(top, monkeypatch):
+    monkeypatch.setattr(os, "open", refused)
+    workers = Workers(1)
+    try:
+        cold.look_ahead(workers, DirectoryHandle(top.area.fd, top))
+    finally:
+        workers.close()
+
+
+def refused(*_arguments: object, **_named: object) -> int:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 def test_the_kernels_own_word(top, tmp_path):

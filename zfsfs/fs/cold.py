@@ -128,7 +128,10 @@ def look_ahead(workers: Workers, handle: DirectoryHandle) -> None:
     area = handle.node.area
     if is_fresh(handle.node) or area.quiet >= _ENOUGH:
         return
-    fd = _again(handle.fd)
+    try:
+        fd = _again(handle.fd)
+    except OSError:
+        return  # the directory is open all the same
     looked = handle.looking = threading.Lock()
     looked.acquire()
 

@@ -68,6 +68,22 @@ def test_what_is_there_after_all_is_not_opened_by_who_wanted_to_make_it(files, t
     assert (files.handles, (tmp_path / "secret").read_text()) == ({}, "secret")
 
 
+def test_an_open_that_fails_late_leaves_no_descriptor(files, top, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    (tmp_path / "file").chmod(0o4755)
+    node = found(files, top, b"file")
+    files.descriptors.of(node)
+    before = os.listdir("/proc/self/fd")
+
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fchmod", broken)
+    with failing(errno.EIO):
+        files.open(node, os.O_RDWR | os.O_TRUNC, Caller(1234, 1234))
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
 def test_a_link_is_neither_opened_nor_changed_through(files, top, tmp_path):
     (tmp_path / "target").write_text("contents")
     (tmp_path / "target").chmod(0o640)

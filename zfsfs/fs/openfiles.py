@@ -75,13 +75,17 @@ class OpenFiles:
                 fd = os.open(path, open_flags(flags))
             except PermissionError:
                 fd = os.open(path, open_flags(flags, readable=False))
-        if flags & os.O_TRUNC and caller.uid:
-            clear_set_id(fd, caller)
-        guest = not writing and _is_guest(node.area, caller)
-        maps = maps_to_write(flags)
-        handle = FileHandle(fd, node, writing, maps, uid=caller.uid, guest=guest, direct=node.area.frozen)
-        if handle.direct:
-            self.table.pin(node)  # its name may go any time
+        try:
+            if flags & os.O_TRUNC and caller.uid:
+                clear_set_id(fd, caller)
+            guest = not writing and _is_guest(node.area, caller)
+            maps = maps_to_write(flags)
+            handle = FileHandle(fd, node, writing, maps, uid=caller.uid, guest=guest, direct=node.area.frozen)
+            if handle.direct:
+                self.table.pin(node)  # its name may go any time
+        except BaseException:
+            os.close(fd)
+            raise
         return self.opened(handle)
 
     def _open_by_name(self, node: Node, flags: int) -> int:

@@ -194,12 +194,15 @@ def test_an_ordinary_user_mounts_a_directory_for_itself(tmp_path_factory):
             cd {folder}; mkdir mnt
             z() {{ {sys.executable} -c "{program}" "{os.getcwd()}" "$@"; }}
             z mount ./st\u00f6re,x mnt --linger 0
-            mkdir mnt/builds/b; echo x > mnt/builds/b/f; mv mnt/builds/b mnt/results/b; cat mnt/results/b/f
+            mkdir mnt/builds/b; echo x > mnt/builds/b/f
+            mkdir mnt/builds/b/listed; touch mnt/builds/b/listed/name; chmod 444 mnt/builds/b/listed
+            ls mnt/builds/b/listed
+            mv mnt/builds/b mnt/results/b; cat mnt/results/b/f
             z umount mnt
         """
         there = 'mount --bind "$0/fuse" /dev/fuse; mount --bind "$0/passwd" /etc/passwd; exec "$@"'
         command = ["unshare", "-m", "sh", "-ec", there, folder, *user, "sh", "-c", script]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert (done.stdout, done.stderr) == ("x\n", "")
+        assert (done.stdout, done.stderr) == ("name\nx\n", "")
     finally:
         shutil.rmtree(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -167,3 +168,19 @@ def test_what_goes_while_it_is_listed_is_left_out(files, top, tmp_path):
     reply, _ = listing.listed(files.table, handle, offset, 1 << 16, ABOVE)
     assert {name for name, *_ in unpacked(reply)} <= {".", ".."}
     assert isinstance(handle, DirectoryHandle)
+
+
+def test_what_can_t_be_looked_at_is_named_all_the_same(files, top, monkeypatch):
+    look = os.stat
+
+    def broken(name: object, **more: object) -> os.stat_result:
+        if name == b"other":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return look(name, **more)  # type: ignore[call-overload, no-any-return]
+
+    expected = sorted((name, number) for name, _, number, _, _ in listed(files, top))
+    files.table.forget(node(top, "other").ino, 1)
+    monkeypatch.setattr(os, "stat", broken)
+    found = list(listed(files, top))
+    assert sorted((name, number) for name, _, number, _, _ in found) == expected
+    assert [(name, kind) for name, _, _, kind, _ in found if not kind] == [("other", 0)]

@@ -29,7 +29,7 @@ from zfsfs import syscalls
 from zfsfs.fs.area import Area
 from zfsfs.fs.handles import DirectoryHandle
 from zfsfs.fs.nodes import NEVER, Node
-from zfsfs.fs.openfiles import NOATIME
+from zfsfs.fs.openfiles import open_folder
 from zfsfs.fs.workers import Workers
 
 #: Seconds for which what was in memory is taken to be.
@@ -129,7 +129,7 @@ def look_ahead(workers: Workers, handle: DirectoryHandle) -> None:
     if is_fresh(handle.node) or area.quiet >= _ENOUGH:
         return
     try:
-        fd = _again(handle.fd)
+        fd = open_folder(handle.fd)
     except OSError:
         return  # the directory is open all the same
     looked = handle.looking = threading.Lock()
@@ -188,15 +188,10 @@ def _look_around(nearest: int, names: list[bytes], name: bytes, area: Area, at: 
         os.close(folder)
 
 
-def _again(folder: int) -> int:
-    """A descriptor of its own, for `folder` may be read elsewhere."""
-    return os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | NOATIME, dir_fd=folder)
-
-
 def _look_through(
     folder: int, offset: int, count: int, area: Area, sample: bool = True, patience: float = math.inf
 ) -> int:
-    fd = _again(folder)
+    fd = open_folder(folder)  # for that one may be read elsewhere
     try:
         os.lseek(fd, offset, os.SEEK_SET)
         return _look_at_next(fd, count, area, sample, monotonic() + patience)

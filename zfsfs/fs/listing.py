@@ -35,12 +35,15 @@ def listed(table: NodeTable, handle: DirectoryHandle, offset: int, size: int, ab
         else:
             try:
                 st = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                found = table.remember(node, name, st)
             except FileNotFoundError:
                 size += wire.ENTRY_SIZE + wire.DIRENT.size + padded
                 continue  # removed since the directory was read
-            found = table.remember(node, name, st)
-            found.lookups += 1
-            entry, shown, kind = wire.entry(found, st), found.shown, found.kind >> 12
+            except OSError:  # who asks for it by name gets to know
+                entry, shown, kind = wire.UNTOLD, node.area.shown ^ number, wire.UNKNOWN
+            else:
+                found.lookups += 1
+                entry, shown, kind = wire.entry(found, st), found.shown, found.kind >> 12
         parts += (entry, wire.DIRENT.pack(shown, following, length, kind), name.ljust(padded, b"\0"))
     return b"".join(parts), len(parts) // 3
 

@@ -262,14 +262,21 @@ class OpenFiles:
     def opendir(self, node: Node, caller: Caller) -> DirectoryHandle:
         """opendir(3)."""
         with self.users.taking(FILE, caller.uid):
-            fd = os.open(
-                b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | NOATIME, dir_fd=self.descriptors.of(node)
-            )
+            fd = open_folder(self.descriptors.of(node))
         handle = DirectoryHandle(fd, node, uid=caller.uid, guest=_is_guest(node.area, caller))
         self.handles[fd] = handle
         node.opens += 1
         node.area.opened(False, handle.guest)
         return handle
+
+
+def open_folder(folder: int) -> int:
+    """A descriptor of its own to list a directory by, of which there is one of any kind."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | NOATIME
+    try:
+        return os.open(b".", flags, dir_fd=folder)
+    except PermissionError:
+        return os.open(magic(folder), flags)  # who isn't root may list what he may not search
 
 
 def _is_to_keep(handle: FileHandle) -> bool:

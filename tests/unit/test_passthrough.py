@@ -291,6 +291,9 @@ def test_the_attributes_of_an_open_file_are_changed_whatever_has_its_name(files,
     files.close(handle.fd)
     with failing(errno.ESTALE):
         files.chmod(handle.node, 0o644)
+    with failing(errno.ESTALE):
+        files.utime(handle.node, 3, 4)
+    assert (tmp_path / "file").stat().st_mtime_ns == there.st_mtime_ns
 
 
 def test_of_two_who_have_a_file_open_the_last_to_have_opened_it_may_close_it_first(files, top, tmp_path):

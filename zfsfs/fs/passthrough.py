@@ -321,11 +321,7 @@ class Passthrough(OpenFiles):
         """utimensat(2) of a file, or of a link itself, in ns."""
         self.changing(node.area)
         self._written.pop(node, None)
-        if self.fd_of(node) < 0 and node.parent is not None and node.name is not None:
-            parent = self.descriptors.of(node.parent)
-            os.utime(node.name, ns=(atime, mtime), dir_fd=parent, follow_symlinks=False)
-        else:
-            os.utime(self._way_to(node), ns=(atime, mtime))
+        os.utime(self._way_to(node), ns=(atime, mtime))
 
     # Extended attributes. Through the magic path they are those of a symbolic link itself, too.
 

@@ -49,6 +49,8 @@ _BENEATH = struct.pack(
 )
 # Of what is no directory it then says so, which is all that is wanted, and opens nothing.
 _IF_CACHED = struct.pack("=QQQ", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, 0, _RESOLVE_CACHED)
+#: So many names of any length are a path that is short enough.
+_NAMES = 15
 CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
 _MS_REC, _MS_SLAVE = 0x4000, 0x80000
 
@@ -130,6 +132,20 @@ def open_beneath(folder: int, path: bytes) -> int:
     path from a directory on, over no link and no other mount."""
     result = _libc.syscall(_SYS_OPENAT2, folder, path, _BENEATH, ctypes.c_size_t(len(_BENEATH)))
     return _check(result, "openat2", path)
+
+
+def descend(folder: int, names: Sequence[bytes]) -> int:
+    """An O_PATH descriptor of the directory that is found from another by these names, each in the one before, over
+    no link and no other mount."""
+    at = os.dup(folder)
+    for first in range(0, len(names), _NAMES):
+        path = b"/".join((*names[first : first + _NAMES], b"."))
+        try:
+            following = open_beneath(at, path)
+        finally:
+            os.close(at)
+        at = following
+    return at
 
 
 def umount(path: bytes, flags: int = 0) -> None:

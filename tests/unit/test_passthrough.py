@@ -246,6 +246,43 @@ def test_few_descriptors_are_open_however_many_nodes_are_known(files, top, tmp_p
     assert len(os.listdir("/proc/self/fd")) <= before + 8
 
 
+def nested(files: Passthrough, parent: Node, name: bytes, depth: int) -> list[Node]:
+    """Directories, one in the other."""
+    nodes = []
+    for _ in range(depth):
+        files.mkdir(parent, name, 0o755, ROOT)
+        parent = found(files, parent, name)
+        nodes.append(parent)
+    return nodes
+
+
+def test_no_look_opens_all_directories_above_however_deep_they_are_nested(files, top, monkeypatch):
+    files.descriptors.limit = 8
+    deep = [nested(files, top, name, 300)[-1] for name in (b"a", b"b")]
+    opened: list[object] = []
+    opens = os.open
+    monkeypatch.setattr(os, "open", lambda *a, **named: opened.append(a) or opens(*a, **named))
+    for node in deep * 2:
+        opened.clear()
+        assert os.fstat(files.descriptors.of(node)).st_ino == node.st_ino
+        assert len(opened) < 100
+
+
+@pytest.mark.parametrize("what", ["link", "file", "nothing", "another"])
+def test_who_is_replaced_far_above_is_neither_followed_nor_taken_for_another(files, top, tmp_path, what):
+    files.descriptors.limit = 8
+    nodes = nested(files, top, b"a", 100)
+    (tmp_path / "a").rename(tmp_path / "b")
+    if what == "link":
+        (tmp_path / "a").symlink_to("b")
+    elif what == "file":
+        (tmp_path / "a").touch()
+    elif what == "another":
+        nested(files, top, b"a", 100)
+    with failing(errno.ESTALE):
+        files.descriptors.of(nodes[80])
+
+
 async def test_only_what_can_have_been_mapped_is_written_out(files, top, monkeypatch):
     written = []
     monkeypatch.setattr("zfsfs.syscalls.syncfs", written.append)

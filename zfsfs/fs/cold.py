@@ -52,8 +52,6 @@ _UNFINISHED = 256
 #: The longest path that the kernel is asked about in one go.
 _LONGEST = 4000
 
-_O_PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-
 
 def is_cold(node: Node, name: bytes | None = None) -> bool:
     """Whether looking a name up in a directory may have to wait for a disk; without a name, looking at the node."""
@@ -171,12 +169,11 @@ async def warm_listing(workers: Workers, handle: DirectoryHandle, offset: int, s
 def _look_around(nearest: int, names: list[bytes], name: bytes, area: Area, at: int, sample: bool) -> int:
     """Look at a name at the end of a way, and at what is in that directory from `at` on. `area.tells` is then whether
     the kernel says that it knows the name. Returns what `_look_at_next` does, or `at` when the way ends before."""
-    folder = os.dup(nearest)
     try:
-        for each in names:
-            following = os.open(each, _O_PATH, dir_fd=folder)
-            os.close(folder)
-            folder = following
+        folder = syscalls.descend(nearest, names)
+    except OSError:
+        return at  # whoever asks gets to know
+    try:
         with suppress(FileNotFoundError):  # of which some filesystems take no note: tmpfs
             os.stat(name, dir_fd=folder, follow_symlinks=False)
             # It may also be at a loss because something is being renamed just then.

@@ -33,10 +33,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 from weakref import WeakValueDictionary
 
+from zfsfs import syscalls
+
 if TYPE_CHECKING:
     from zfsfs.fs.area import Area
 
 _O_PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+#: Of directories that are nested deeper not each is opened on the way down: they have no end, and all wait for us.
+_FEW_ABOVE = 64
 #: Where an area's number stands in what is shown, and how many areas there are before one has another's again.
 _AREA_AT, _MOST_AREAS = 40, 1 << 23
 
@@ -82,6 +86,19 @@ def stale() -> OSError:
     return OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
 
+def _descend(fd: int, missing: list[Node]) -> int:
+    """A descriptor of the first of these, each of which is in the next, and the last in the directory `fd`."""
+    names = [each.name for each in reversed(missing) if each.name is not None]
+    if len(names) < len(missing):
+        raise stale()
+    try:
+        return syscalls.descend(fd, names)
+    except OSError as failure:
+        if failure.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV):
+            raise stale() from None
+        raise
+
+
 class Descriptors:
     """A bounded set of O_PATH descriptors, the least recently used closed first. With that of a large file which has
     lost its last name (`heavy`) all of its contents are given up, which takes a while: `close_heavy` does it."""
@@ -115,6 +132,15 @@ class Descriptors:
         if step.fd < 0 and step.name is None:
             raise stale()
         fd = step.fd if step.fd >= 0 else node.area.fd
+        if len(missing) <= _FEW_ABOVE:
+            return self._open_all(missing, fd)
+        above = _descend(fd, missing[_FEW_ABOVE:])
+        try:
+            return self._open_all(missing[:_FEW_ABOVE], above)
+        finally:
+            os.close(above)
+
+    def _open_all(self, missing: list[Node], fd: int) -> int:
         for each in reversed(missing):
             fd = self._open(each, fd)
         return fd

@@ -264,28 +264,22 @@ class Area:
         self.root.warm, self.quiet = NEVER, 0
         self.looked.clear()
 
-    def attach_anew(self, view: View) -> list[tuple[int, list[bytes]]]:
+    def attach_anew(self, view: View) -> list[int]:
         """Show a view in which inode numbers or contents may differ: every node that the kernel knows is looked
         for by its names. What isn't there any more becomes stale.
 
-        Returns what the kernel must be told to forget: each node's number and the names known in it.
+        Returns the numbers of the nodes that the kernel must be told to forget.
         """
         self.detach()
         self.attach(view)
         nodes = list(self.table.beneath(self))
-        names: dict[int, list[bytes]] = {self.root.ino: []}
         # Not what is absent: whoever calls need not tell the kernel anything, if nothing has changed.
         self.by_st_ino.clear()
         self.root.plain = False
         for node in nodes:
             node.plain, node.told, node.warm = False, False, NEVER
-            names.setdefault(node.ino, [])
-            if node.parent is not None and node.name is not None:
-                names.setdefault(node.parent.ino, []).append(node.name)
-            for parent, name in node.aliases or ():
-                names.setdefault(parent.ino, []).append(name)
             self._find(node)
-        return list(names.items())
+        return [self.root.ino, *(node.ino for node in nodes)]
 
     def _find(self, node: Node) -> None:
         try:

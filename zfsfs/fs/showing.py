@@ -5,6 +5,8 @@ Whoever calls holds the cache's lock. Returned are the numbers of the inodes tha
 
 from __future__ import annotations
 
+import trio
+
 from zfsfs.driver import View
 from zfsfs.fs.area import Area
 from zfsfs.fs.nodes import stale
@@ -31,12 +33,17 @@ class Showing:
 
     async def refresh(self, area: Area, shared: SharedCache) -> tuple[Area, list[int]]:
         """Show it in an area."""
-        names = area.attach_anew(await self.published(shared))
-        return area, [ino for ino, _ in names]
+        return area, area.attach_anew(await self.published(shared))
 
     async def refresh_idle(self, shared: SharedCache, besides: Area | None = None) -> list[tuple[Area, list[int]]]:
-        """Show it in every area without a session."""
-        return [await self.refresh(each, shared) for each in _idle(shared) if each is not besides]
+        """Show it in every area without a session. Others are answered between any two: the kernel may know all that
+        is in each."""
+        told = []
+        for each in _idle(shared):
+            if each is not besides:
+                told.append(await self.refresh(each, shared))
+                await trio.lowlevel.checkpoint()
+        return told
 
     @staticmethod
     def take_view(shared: SharedCache) -> View | None:

@@ -13,6 +13,7 @@ import trio
 
 from zfsfs.fs import line, wire
 from zfsfs.fs.asked import Context
+from zfsfs.fs.control import FIRST_INODE
 from zfsfs.fs.line import TURN, Line
 
 #: Seconds that a look at the clock takes.
@@ -60,8 +61,8 @@ class Patient(Forgetful):
         return number
 
 
-def request(opcode: int, unique: int, body: bytes) -> bytes:
-    return wire.HEADER.pack(wire.HEADER_SIZE + len(body), opcode, unique, 70, 0, 0, 1, 0) + body
+def request(opcode: int, unique: int, body: bytes, ino: int = 70) -> bytes:
+    return wire.HEADER.pack(wire.HEADER_SIZE + len(body), opcode, unique, ino, 0, 0, 1, 0) + body
 
 
 async def test_who_waits_is_let_go_when_the_kernel_says_so_and_nobody_else():
@@ -104,6 +105,41 @@ async def test_who_waits_is_let_go_when_the_kernel_says_so_and_nobody_else():
     served.close()
     for end in (kernel, device, pyfuse3):
         end.close()
+
+
+async def test_what_failed_later_is_called_by_its_own_number(caplog):
+    kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pyfuse3, outer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    served = Line(os.dup(device.fileno()), outer)
+    served.lane = Ready()  # type: ignore[assignment]
+
+    def unlink(*_: object) -> None:
+        if not served.lane.ready:
+            return
+        raise AssertionError("this")
+
+    served._handlers = {wire.UNLINK: unlink}
+    kernel.send(request(wire.UNLINK, 2, b"", FIRST_INODE))
+    kernel.send(forget(1))
+    async with trio.open_nursery() as served._nursery:
+        for _ in range(2):
+            served._take(os.readv(device.fileno(), [served._view]))
+    assert [record.getMessage().split()[:2] for record in caplog.records] == [["request", str(wire.UNLINK)]]
+    served.close()
+    for end in (kernel, device, pyfuse3):
+        end.close()
+
+
+class Ready(Forgetful):
+    """One that waits for nothing, but not at once."""
+
+    ready = False
+
+    async def prepare(self, *_: object) -> None:
+        self.ready = True
+
+    def met(self, number: int) -> int:
+        return number
 
 
 def forget(count: int) -> bytes:

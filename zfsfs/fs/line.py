@@ -219,7 +219,7 @@ class Line:
         if handler is None:
             return self._take_other(opcode, unique, ino, body, size)
         ctx = Context(uid, gid, pid)
-        if not self._handle(handler, unique, ino, ctx, body):
+        if not self._handle(handler, opcode, unique, ino, ctx, body):
             if ino >= FIRST_INODE and opcode in PREPARED and self._inside(opcode, body):
                 self._start(self._later, unique, bytes(self._view[:size]), ctx)
             elif ino < FIRST_INODE and opcode in OWN:
@@ -257,7 +257,7 @@ class Line:
             except Exception as failure:
                 self._fail(opcode, unique, failure)
                 return
-            if self._handle(self._handlers[opcode], unique, ino, ctx, body):
+            if self._handle(self._handlers[opcode], opcode, unique, ino, ctx, body):
                 self._tell()
                 return
 
@@ -271,12 +271,12 @@ class Line:
             return
         self.answer(unique, 0, b"" if reply is wire.DONE else reply)
 
-    def _handle(self, handler: Handler, unique: int, ino: int, ctx: Context, body: memoryview) -> bool:
+    def _handle(self, handler: Handler, opcode: int, unique: int, ino: int, ctx: Context, body: memoryview) -> bool:
         """Answer a request, or hold the answer back until `_tell`; False when the lane leaves it."""
         try:
             reply = handler(self.lane, unique, ino, ctx, body)
         except Exception as failure:
-            self._fail(self._buffer[4], unique, failure)
+            self._fail(opcode, unique, failure)
             return True
         if reply:
             packed = _packed(unique, 0, b"" if reply is wire.DONE else reply)

@@ -136,8 +136,10 @@ def _users(settings: Settings, store: Store) -> Users:
 
 
 def _keep_few_open(tree: Tree) -> None:
-    """What is open for the tree's own sake takes no more than half of the descriptors."""
+    """What is open for the tree's own sake takes no more than half of the descriptors, and what users only name a
+    quarter."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
+    tree.table.descriptors.most_pinned = most
     tree.idle.most = min(tree.idle.most, most)
     tree.table.descriptors.limit = min(tree.table.descriptors.limit, most)
 

@@ -324,6 +324,30 @@ def test_whatever_a_user_opens_others_are_served(unmounted):
     os.rmdir(tree / "builds/b")
 
 
+def test_whatever_a_user_keeps_of_what_is_removed_others_are_served(unmounted):
+    tree = unmounted
+    command = [sys.executable, "-m", "zfsfs", "mount", tree.store, tree.path, "--linger", "0.1", "--log", tree.log]
+    subprocess.run(["prlimit", "--nofile=400:400", *map(str, command)], check=True)
+    (tree / "builds/b").mkdir()
+    os.chmod(tree / "builds/b", 0o777)
+
+    def keep() -> None:
+        kept = []
+        for number in range(500):
+            folder = tree / f"builds/b/{number}"
+            os.mkdir(folder)
+            kept.append(os.open(folder, os.O_PATH))  # of which the daemon isn't told
+            os.rmdir(folder)
+        assert os.stat(kept[-1]).st_nlink == 0
+        with failing(errno.ESTALE):
+            os.chmod(f"/proc/self/fd/{kept[0]}", 0o700)
+        (tree / "builds/b/file").write_text("contents")
+
+    assert anne(keep) == ""
+    assert bert(lambda: (tree / "builds/b/file").read_text()) == ""
+    os.rmdir(tree / "builds/b")
+
+
 def test_planted_links_lead_nowhere(tree, build, tmp_path):
     """What root copies, walks and removes for a user: links, '..' and names that look like something else."""
     outside = tmp_path / "outside"

@@ -5,7 +5,9 @@ Guarantees
   kernel may forget it meanwhile.
 - A node stays in the table while the kernel may name it (its lookup count) or while a child needs it to be found.
 - At most `Descriptors.limit` O_PATH descriptors are open, however many nodes there are; pinned ones come on top:
-  those of files that have lost their last name that we know of while the kernel still knows them.
+  those of files that have lost their last name that we know of while the kernel still knows them. Beyond
+  `Descriptors.most_pinned` the oldest that nobody has open are no longer to be found: who only names such a file
+  (O_PATH, a working directory) counts nowhere.
 - `Descriptors.of` opens the very file that the node stands for, or fails with ESTALE.
 
 Assumes: contents change through us only, or the area is switched (`Area.attach`) afterwards; the kernel never
@@ -30,6 +32,7 @@ import stat
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 from weakref import WeakValueDictionary
 
@@ -106,6 +109,8 @@ class Descriptors:
     def __init__(self, limit: int = 512) -> None:
         self.limit = limit
         self._used: OrderedDict[Node, None] = OrderedDict()
+        self.most_pinned = 4096
+        self.pinned: OrderedDict[Node, None] = OrderedDict()  # the oldest first
         self.heavy: set[Node] = set()
         self.close_heavy: Callable[[int], object] = os.close
 
@@ -164,9 +169,11 @@ class Descriptors:
         """Keep the node's descriptor until it is forgotten: it is about to lose its name."""
         self.of(node)
         self._used.pop(node, None)
+        self.pinned[node] = None
 
     def unpin(self, node: Node) -> None:
         """The node keeps its name after all."""
+        self.pinned.pop(node, None)
         if node.fd >= 0 and node not in self._used:
             self._make_room()
             self._used[node] = None
@@ -178,6 +185,7 @@ class Descriptors:
     def close(self, node: Node) -> None:
         """Close the node's descriptor, if it has one."""
         self._used.pop(node, None)
+        self.pinned.pop(node, None)
         if node.fd >= 0:
             fd, node.fd = node.fd, -1
             if node in self.heavy:
@@ -209,6 +217,8 @@ class Keeper(Protocol):
         """Whether the kernel reads and writes files that are open in an area by itself."""
 
 
+#: How many pinned descriptors are looked at for each that is one too many.
+_FEW_OLD = 2
 #: Below this many nodes no table is worth being made smaller.
 _FEW = 10_000
 
@@ -284,6 +294,7 @@ class NodeTable:
             self.pin(node)
         else:
             self.descriptors.close(node)
+            node.area.pinned.discard(node)
         node.name = None
 
     def part(self, node: Node) -> None:
@@ -437,6 +448,18 @@ class NodeTable:
         """See `Descriptors.pin`."""
         self.descriptors.pin(node)
         node.area.pinned.add(node)
+        pinned = self.descriptors.pinned
+        if len(pinned) > self.descriptors.most_pinned:
+            for each in list(islice(pinned, _FEW_OLD)):
+                self._make_way(each)
+
+    def _make_way(self, node: Node) -> None:
+        if node.opens:
+            self.descriptors.pinned.move_to_end(node)
+        elif node.name is not None:
+            self.unpin(node)
+        else:
+            self.retire(node)
 
     def unpin(self, node: Node) -> None:
         """See `Descriptors.unpin`."""

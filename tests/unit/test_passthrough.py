@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
 from beneath import Beneath
 from errnos import failing
 
@@ -166,6 +167,20 @@ def test_a_file_that_was_replaced_beneath_is_stale(files, top, tmp_path):
     os.rename(tmp_path / "other", tmp_path / "file")
     with failing(errno.ESTALE):
         files.open(node, os.O_RDONLY, ROOT)
+
+
+async def test_who_waits_for_a_disk_to_sync_keeps_nobody_from_reading(files, top, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("contents")
+    handle = files.open(found(files, top, b"file"), os.O_RDWR, ROOT)
+    syncing, synced = threading.Event(), threading.Event()
+    in_time: list[bool] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: (syncing.set(), in_time.append(synced.wait(1))))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(files.fsync, handle.fd, False)
+        await trio.to_thread.run_sync(syncing.wait)
+        assert await files.read(handle, 0, 10) == b"contents"
+        synced.set()
+    assert in_time == [True]
 
 
 async def test_a_short_write_is_completed(files, top, monkeypatch):

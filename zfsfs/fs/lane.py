@@ -349,7 +349,7 @@ class Lane:
             return None
         self._tree.running()
         write = self._files.to_write(handle, offset, bytes(body[wire.READ_SIZE : wire.READ_SIZE + size]))
-        self._files.workers.put(lambda: self._carry_out(unique, lambda: wire.TWO_U32.pack(write(), 0)))
+        self._files.workers.put(lambda: self._carry_out(unique, lambda: wire.TWO_U32.pack(write(), 0)), writes=True)
         return SILENT
 
     def _carry_out(self, unique: int, call: Callable[[], bytes]) -> None:

@@ -39,7 +39,7 @@ class OpenFiles:
         self.descriptors = table.descriptors
         table.outlive, table.mapped = self.outlive, self.mapped
         self.workers = workers
-        self.descriptors.close_heavy = lambda fd: workers.put(lambda: os.close(fd))
+        self.descriptors.close_heavy = lambda fd: workers.put(lambda: os.close(fd), writes=True)
         self.handles: dict[int, FileHandle | DirectoryHandle] = {}
         #: Of files that are open and what their areas show: who has opened each last. The short way to them.
         self._opened: dict[Node, FileHandle] = {}
@@ -181,7 +181,7 @@ class OpenFiles:
         """Have a worker write what is in a file that is about to be closed."""
         handle = self.file(number)
         with suppress(OSError):  # close(2) has returned already
-            await self.workers.run(lambda: os.fdatasync(handle.fd))
+            await self.workers.run(lambda: os.fdatasync(handle.fd), writes=True)
         handle.written_out = True
 
     def file(self, number: int) -> FileHandle:
@@ -196,7 +196,7 @@ class OpenFiles:
 
     async def write(self, handle: FileHandle, offset: int, data: bytes) -> int:
         """pwrite(2), all of it or an error: the kernel takes no notice when less of a page was written."""
-        return await self.workers.run(self.to_write(handle, offset, data))
+        return await self.workers.run(self.to_write(handle, offset, data), writes=True)
 
     def to_write(self, handle: FileHandle, offset: int, data: bytes) -> Callable[[], int]:
         """What a worker has to do for a write."""
@@ -223,7 +223,7 @@ class OpenFiles:
         if self.stopped():
             raise error(errno.EIO)
         self._timed(handle)
-        await self.workers.run(lambda: os.fdatasync(fd) if data_only else os.fsync(fd))
+        await self.workers.run(lambda: os.fdatasync(fd) if data_only else os.fsync(fd), writes=True)
 
     def close(self, number: int) -> None:
         """close(2)."""

@@ -304,7 +304,7 @@ class Passthrough(OpenFiles):
         fd = os.dup(self.descriptors.of(node) if handle is None else handle.fd)
         node.area.opened(True)  # nothing is published or given up meanwhile
         try:
-            await self.workers.run(lambda: os.truncate(magic(fd) if handle is None else fd, size))
+            await self.workers.run(lambda: os.truncate(magic(fd) if handle is None else fd, size), writes=True)
         finally:
             os.close(fd)
             node.area.closed(True)

@@ -3,6 +3,8 @@
 Most reads and writes end in microseconds, in the page cache; going to another thread and back through the event
 loop costs more than the call. So the loop hands the call over and waits, blocking, for at most `PATIENCE`; only
 a call that takes longer goes the long way and lets others be answered meanwhile.
+
+Guarantee: who writes, or has written what was, takes no thread from those who look and read, however long it takes.
 """
 
 from __future__ import annotations
@@ -33,20 +35,26 @@ class _Call(Generic[T]):
         self.waiter: tuple[trio.lowlevel.TrioToken, trio.Event] | None = None
 
 
+_Calls = queue.SimpleQueue[_Call[Any] | None]
+
+
 class Workers:
-    """A fixed number of threads. Calls are carried out to their end even when whoever asked is cancelled."""
+    """A fixed number of threads for what `writes`, as many for what does not. Calls are carried out to their end even
+    when whoever asked is cancelled."""
 
     def __init__(self, count: int = 16) -> None:
-        self._calls: queue.SimpleQueue[_Call[Any] | None] = queue.SimpleQueue()
+        self._calls: dict[bool, _Calls] = {False: queue.SimpleQueue(), True: queue.SimpleQueue()}
         self._guard = threading.Lock()
         self._threads = [
-            threading.Thread(target=self._work, name=f"zfsfs-io-{number}", daemon=True) for number in range(count)
+            threading.Thread(target=self._work, args=(calls,), name=f"zfsfs-io-{number}", daemon=True)
+            for calls in self._calls.values()
+            for number in range(count)
         ]
         for thread in self._threads:
             thread.start()
 
-    def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
+    def _work(self, calls: _Calls) -> None:
+        while (call := calls.get()) is not None:
             try:
                 call.result = call.function()
             except BaseException as error:
@@ -59,14 +67,14 @@ class Workers:
                 with contextlib.suppress(trio.RunFinishedError):
                     token.run_sync_soon(event.set)
 
-    def put(self, function: Callable[[], None]) -> None:
+    def put(self, function: Callable[[], None], *, writes: bool = False) -> None:
         """Run a function in a thread. It sees to its errors and to what comes of it."""
-        self._calls.put(_Call(function))
+        self._calls[writes].put(_Call(function))
 
-    async def run(self, function: Callable[[], T]) -> T:
+    async def run(self, function: Callable[[], T], *, writes: bool = False) -> T:
         """The function's result, or what it raised; it runs in a thread."""
         call = _Call(function)
-        self._calls.put(call)
+        self._calls[writes].put(call)
         if not call.done.acquire(timeout=PATIENCE):
             event = trio.Event()
             with self._guard:
@@ -83,7 +91,8 @@ class Workers:
 
     def close(self) -> None:
         """End the threads once what was handed over is done."""
-        for _ in self._threads:
-            self._calls.put(None)
+        for calls in self._calls.values():
+            for _ in self._threads:  # more than wait there
+                calls.put(None)
         for thread in self._threads:
             thread.join()

@@ -302,6 +302,29 @@ def test_a_read_only_one_keeps_nobody_from_writing(tree, place):
     assert out == "new"
 
 
+#: Says when it has a lease on a file, and gives it up when its input ends, whoever wants to write.
+LEASE = """import fcntl, os, signal, sys
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+fcntl.fcntl(os.open(sys.argv[1], os.O_RDONLY), fcntl.F_SETLEASE, fcntl.F_RDLCK)
+print("in", flush=True)
+sys.stdin.read()"""
+
+
+def test_nor_does_a_lease_that_is_taken_natively_keep_the_daemon_waiting(tree, place):
+    (place / "file").write_bytes(bytes(16 << 20))  # which takes a while to be cut off
+    command = [sys.executable, "-m", "zfsfs", "exec", "--read-only", place, "--", sys.executable, "-c", LEASE]
+    for name in ("file", "other"):
+        with subprocess.Popen([*command, place / name], stdin=-1, stdout=-1) as holder:
+            assert holder.stdout is not None
+            holder.stdout.readline()
+            with failing(errno.EAGAIN):
+                os.truncate(place / name, 3)
+            with failing(errno.EAGAIN):
+                os.open(place / name, os.O_WRONLY | os.O_TRUNC)
+            holder.communicate()
+        os.truncate(place / name, 3)
+
+
 def test_a_name_that_was_absent_before_an_unchanged_session_is_seen(tree, cache):
     path = tree / "caches/c@label"
     for _ in range(2):  # by a session that is unchanged, and by one after it

@@ -132,8 +132,8 @@ async def test_a_large_file_is_cut_off_by_a_worker(files, top, tmp_path, monkeyp
     node = found(files, top, b"file")
     handle = files.open(node, os.O_RDWR, ROOT) if by_handle else None
     writers: list[int] = []
-    truncate = os.truncate
-    monkeypatch.setattr(os, "truncate", lambda *a: (writers.append(top.area.writers), truncate(*a)))
+    truncate = os.ftruncate
+    monkeypatch.setattr(os, "ftruncate", lambda *a: (writers.append(top.area.writers), truncate(*a)))
     assert files.is_long(node, 10, handle)
     await files.cut(node, 10, handle, ROOT)
     assert (writers, top.area.writers) == ([1 + by_handle], int(by_handle))

@@ -288,10 +288,18 @@ class Passthrough(OpenFiles):
     def truncate(self, node: Node, size: int, handle: FileHandle | None) -> None:
         """truncate(2), or ftruncate(2) by a handle."""
         self.changing(node.area)
+        fd = self._to_cut(node, handle)
+        try:
+            os.ftruncate(fd, size)
+        finally:
+            os.close(fd)
+
+    def _to_cut(self, node: Node, handle: FileHandle | None) -> int:
+        """A descriptor, the caller's, to truncate a file by. Raises EAGAIN where truncate(2) would wait: for who has
+        a lease on it natively (fcntl(2)), 45 seconds long."""
         if handle is not None:
-            os.ftruncate(handle.fd, size)
-        else:
-            os.truncate(magic(self.descriptors.of(node)), size)
+            return os.dup(handle.fd)
+        return os.open(magic(self.descriptors.of(node)), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
     def is_long(self, node: Node, size: int, handle: FileHandle | None) -> bool:
         """Whether cutting a file off at a size takes a while, so that `cut` is to do it first."""
@@ -301,10 +309,10 @@ class Passthrough(OpenFiles):
     async def cut(self, node: Node, size: int, handle: FileHandle | None, caller: Caller) -> None:
         """truncate(2) by a worker. Raises what `changing` does, and OSError."""
         self.changing(node.area, caller if handle is None else None)
-        fd = os.dup(self.descriptors.of(node) if handle is None else handle.fd)
+        fd = self._to_cut(node, handle)
         node.area.opened(True)  # nothing is published or given up meanwhile
         try:
-            await self.workers.run(lambda: os.truncate(magic(fd) if handle is None else fd, size), writes=True)
+            await self.workers.run(lambda: os.ftruncate(fd, size), writes=True)
         finally:
             os.close(fd)
             node.area.closed(True)

@@ -59,14 +59,13 @@ async def look(area: Area, descriptors: Descriptors, outdated: Callable[[int], N
     found = 0
     for node, before in list(area.mapped.items()):
         try:
-            fd = os.dup(descriptors.of(node))
+            fd = descriptors.of(node)
+            # Not in a thread: who opens the file to write while there is the lease is refused, if it is one of us.
+            mapped = can_be_written(fd)
+            now = None if mapped else await _written_out(fd)
         except OSError:
             area.mapped.pop(node, None)  # it is gone
             continue
-        try:
-            mapped, now = await in_thread(_look, fd)
-        finally:
-            os.close(fd)
         if area.mapped.get(node) is not before:
             continue
         outdated(node.ino)
@@ -78,15 +77,13 @@ async def look(area: Area, descriptors: Descriptors, outdated: Callable[[int], N
     return found
 
 
-def _look(fd: int) -> tuple[bool, Traces | None]:
+async def _written_out(fd: int) -> Traces | None:
+    """What shows that a file was written into; None when that can't be told."""
+    reading = os.open(magic(fd), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        if can_be_written(fd):
-            return True, None
-        reading = os.open(magic(fd), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            os.fdatasync(reading)  # only so does ZFS date what was written through a mapping
-            return False, traces(reading)
-        finally:
-            os.close(reading)
+        await in_thread(os.fdatasync, reading)  # only so does ZFS date what was written through a mapping
+        return traces(reading)
     except OSError:
-        return False, None
+        return None
+    finally:
+        os.close(reading)

@@ -1,0 +1,63 @@
+"""Files that nobody has open and that can be written into all the same."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+from beneath import Beneath
+
+from zfsfs.fs.area import Area
+from zfsfs.fs.caller import Caller
+from zfsfs.fs.mapped import look
+from zfsfs.fs.nodes import Node, NodeTable
+from zfsfs.fs.passthrough import Passthrough
+from zfsfs.fs.places import BuildPlace
+from zfsfs.fs.users import FILE, Users
+from zfsfs.fs.workers import Workers
+from zfsfs.names import BuildId, BuildName
+
+ROOT = Caller(0, 0)
+
+
+@pytest.fixture
+def files() -> Iterator[Passthrough]:
+    workers = Workers(1)
+    yield Passthrough(NodeTable(64), workers, Users({FILE: 8}, lambda *_: None))
+    workers.close()
+
+
+@pytest.fixture
+def file(files: Passthrough, tmp_path: Path) -> Iterator[Node]:
+    """A file that was mapped when it was closed."""
+    (tmp_path / "file").write_text("contents")
+    area = Area(files.table, BuildPlace(BuildName(BuildId(b"x")), 0))
+    area.attach(Beneath(tmp_path))
+    node, _ = files.lookup(area.root, b"file")
+    node.lookups += 1
+    area.mapped[node] = (0, 0, 0)
+    yield node
+    view = area.detach()
+    assert view is not None
+    view.close()
+
+
+async def test_who_opens_a_file_while_it_is_looked_at_is_not_refused(files, file, monkeypatch):
+    call = fcntl.fcntl
+
+    def slowly(fd: int, what: int, value: int) -> int:
+        result = call(fd, what, value)
+        time.sleep(0.02)
+        return result
+
+    monkeypatch.setattr(fcntl, "fcntl", slowly)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(look, file.area, files.descriptors, lambda ino: None)
+        while file in file.area.mapped:
+            files.close(files.open(file, os.O_WRONLY | os.O_TRUNC, ROOT).fd)
+            await trio.sleep(0.001)

@@ -48,7 +48,8 @@ def closed(node: Node, descriptors: Descriptors) -> None:
     """A file that could be mapped to be written was closed."""
     with suppress(OSError):
         fd = descriptors.of(node)
-        node.area.mapped.pop(node, None)
+        before = node.area.mapped.pop(node, None)
+        node.area.changed |= before is not None and traces(fd) != before
         if can_be_written(fd):
             node.area.mapped[node] = traces(fd)
 

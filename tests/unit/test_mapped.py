@@ -61,3 +61,8 @@ async def test_who_opens_a_file_while_it_is_looked_at_is_not_refused(files, file
         while file in file.area.mapped:
             files.close(files.open(file, os.O_WRONLY | os.O_TRUNC, ROOT).fd)
             await trio.sleep(0.001)
+
+
+def test_what_the_kernel_forgets_before_anybody_has_looked_counts_as_changed(files, file):
+    files.table.forget(file.ino, 1)
+    assert (file.area.changed, file.area.mapped) == (True, {})

@@ -417,8 +417,8 @@ class NodeTable:
             self._keep_nothing(each)
             if area.frozen:
                 area.untold(each)
-            if area.mapped:
-                area.mapped.pop(each, None)
+            if area.mapped and area.mapped.pop(each, None) is not None:
+                area.changed = True  # perhaps: nobody has looked since it was mapped
             if area.by_st_ino.get(each.st_ino) is each:
                 del area.by_st_ino[each.st_ino]
             for above, _ in each.aliases or ():

@@ -25,7 +25,7 @@ from zfsfs.builders.running import Records
 from zfsfs.config import Config
 from zfsfs.drivers import choose_driver
 from zfsfs.errors import DriverError, MountError
-from zfsfs.fs import door, status, who
+from zfsfs.fs import door, mapped, status, who
 from zfsfs.fs.building import Builders
 from zfsfs.fs.control import CONTROL, Control, Text
 from zfsfs.fs.handles import FileHandle
@@ -157,6 +157,7 @@ async def _mounted(
     own, builders, logs = await _builders(settings, mountpoint, tree, knock.path)
     unlocked = Unlocked(kernel.look_up_again)
     tree.failures.look_again = kernel.look_up_again
+    may_pass = await _may_pass(tree)
     before = descriptors()
     # pyfuse3 takes ASCII only, and libfuse takes a byte in this way.
     name = "".join(f"\\{byte:03o}" for byte in os.fsencode(settings.store))
@@ -170,6 +171,7 @@ async def _mounted(
     line = Line.take_over(before)
     if line is not None:
         line.lane = Lane(tree, files, WireOperations(tree, files, own, unlocked), line.answer)
+        line.may_pass = may_pass
     kernel.attach()
     files.outdated = files.table.outdated = kernel.outdated
     files.full, files.stopped = tree.troubles.tell, lambda: tree.stopped
@@ -230,6 +232,15 @@ async def _builders(
     own.put(own.folder, CONTROL, next(numbers), b"log", LogFolder(logs))
     own.put(own.folder, CONTROL, next(numbers), b"wait", WaitFolder(ends))
     return own, tree.builders, logs
+
+
+async def _may_pass(tree: Tree) -> bool:
+    """Whether files may be passed through: as long as one is mapped somebody has to know."""
+    folder = tree.state(".")
+    try:
+        return await in_thread(mapped.can_tell, folder)
+    finally:
+        os.close(folder)
 
 
 async def _answer(line: Line, serving: trio.CancelScope) -> None:

@@ -6,6 +6,8 @@ import errno
 import mmap
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -166,6 +168,19 @@ def test_and_so_it_is_when_its_file_was_closed(tree, build):
     result = publish(tree)
     remount(tree)
     assert (result / "f").read_bytes() == b"more" + bytes(4092) + b"here" + bytes(4092)
+
+
+@as_root
+def test_and_where_the_daemon_can_take_no_leases(unmounted):
+    words = ["mount", unmounted.store, unmounted.path, "--linger", "0.1", "--log", unmounted.log]
+    less = ["setpriv", "--bounding-set=-lease", "--inh-caps=-lease"]  # as root of a container
+    subprocess.run([*less, sys.executable, "-m", "zfsfs", *words], check=True)
+    (unmounted / "builds/x").mkdir()
+    write(str(unmounted / "builds/x/f"), bytes(4096))
+    os.chown(unmounted / "builds/x/f", 1, 1)
+    with mapped(unmounted / "builds/x/f"), failing(errno.EBUSY):
+        publish(unmounted)
+    publish(unmounted)
 
 
 def test_what_is_written_through_a_mapping_moves_the_time_of_a_file_that_was_closed(tree, build):

@@ -6,7 +6,7 @@ fs/backing-file.c). Nothing tells when it goes. But who asks for a lease on a fi
 into it (fcntl(2), F_SETLEASE); the kernel does not forget the file meanwhile, for the mapping keeps its name.
 
 Assumes: a file that was opened for writing and is mapped privately only is mapped to be written, too; that can't be
-told apart. On a filesystem without leases nothing is known to be mapped.
+told apart. Where leases can't be had (`can_tell`) no file may have a backing.
 """
 
 from __future__ import annotations
@@ -42,6 +42,20 @@ def can_be_written(fd: int) -> bool:
     finally:
         os.close(reading)
     return False
+
+
+def can_tell(folder: int) -> bool:
+    """Whether leases can be had on the filesystem of a directory, on others' files, too: that takes CAP_LEASE, which
+    root of a container mostly lacks."""
+    try:
+        fd = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, dir_fd=folder)
+        try:
+            os.fchown(fd, 1, 1)
+            return can_be_written(fd)  # by us
+        finally:
+            os.close(fd)
+    except OSError:
+        return False
 
 
 def closed(node: Node, descriptors: Descriptors) -> None:

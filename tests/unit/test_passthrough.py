@@ -141,6 +141,24 @@ async def test_a_large_file_is_cut_off_by_a_worker(files, top, tmp_path, monkeyp
     assert not files.is_long(node, 0, handle)
 
 
+def test_what_goes_natively_while_it_is_opened_leaves_no_descriptor(files, top, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    node = found(files, top, b"file")
+    top.area.frozen = True
+    opened = os.open
+
+    def gone_then(path, *arguments, **options):
+        fd = opened(path, *arguments, **options)
+        (tmp_path / "file").unlink(missing_ok=True)
+        return fd
+
+    before = os.listdir("/proc/self/fd")
+    monkeypatch.setattr(os, "open", gone_then)
+    with failing(errno.ESTALE):
+        files.open(node, os.O_RDONLY, ROOT)
+    assert os.listdir("/proc/self/fd") == before
+
+
 async def test_nothing_is_cut_off_in_what_is_read_only(files, top, tmp_path):
     (tmp_path / "file").write_bytes(b"x" * (8 << 20))
     node = found(files, top, b"file")

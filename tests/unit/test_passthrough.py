@@ -159,6 +159,32 @@ def test_what_goes_natively_while_it_is_opened_leaves_no_descriptor(files, top, 
     assert os.listdir("/proc/self/fd") == before
 
 
+@pytest.mark.parametrize("closed", ["meanwhile", "afterwards"])
+def test_what_was_open_while_it_was_native_keeps_no_descriptor_that_others_would_not(files, top, tmp_path, closed):
+    top.area.frozen = True
+    files.descriptors.limit = 2
+    nodes, handles = [], []
+    for name in (b"a", b"b", b"c", b"d"):
+        (tmp_path / name.decode()).touch()
+        nodes.append(found(files, top, name))
+        handles.append(files.open(nodes[-1], os.O_RDONLY, ROOT))
+    if closed == "afterwards":
+        top.area.thaw()
+    for handle in handles:
+        files.close(handle.fd)
+    left = {"meanwhile": 2, "afterwards": 0}
+    assert (sum(node.fd >= 0 for node in nodes), top.area.pinned) == (left[closed], set())
+
+
+def test_what_has_lost_its_last_name_keeps_its_own(files, top, tmp_path):
+    (tmp_path / "file").touch()
+    node = found(files, top, b"file")
+    handle = files.open(node, os.O_RDONLY, ROOT)
+    files.unlink(top, b"file")
+    files.close(handle.fd)
+    assert files.stat(node).st_nlink == 0
+
+
 async def test_nothing_is_cut_off_in_what_is_read_only(files, top, tmp_path):
     (tmp_path / "file").write_bytes(b"x" * (8 << 20))
     node = found(files, top, b"file")

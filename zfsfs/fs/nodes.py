@@ -5,9 +5,9 @@ Guarantees
   kernel may forget it meanwhile.
 - A node stays in the table while the kernel may name it (its lookup count) or while a child needs it to be found.
 - At most `Descriptors.limit` O_PATH descriptors are open, however many nodes there are; pinned ones come on top:
-  those of files that have lost their last name that we know of while the kernel still knows them. Beyond
-  `Descriptors.most_pinned` the oldest that nobody has open are no longer to be found: who only names such a file
-  (O_PATH, a working directory) counts nowhere.
+  those of files that have lost their last name that we know of while the kernel still knows them, or that are open
+  and may lose it any time. Beyond `Descriptors.most_pinned` the oldest that nobody has open are no longer to be found:
+  who only names such a file (O_PATH, a working directory) counts nowhere.
 - `Descriptors.of` opens the very file that the node stands for, or fails with ESTALE.
 
 Assumes: contents change through us only, or the area is switched (`Area.attach`) afterwards; the kernel never
@@ -439,10 +439,21 @@ class NodeTable:
     def closed(self, node: Node) -> None:
         """An open handle of the node went."""
         node.opens -= 1
+        if not node.opens and node in node.area.pinned:
+            self._needed_no_more(node)
         if not node.opens and node in node.area.outlived and (fd := node.area.outlived.pop(node)) >= 0:
             os.close(fd)
         if not node.lookups:
             self._drop_unused(node)
+
+    def _needed_no_more(self, node: Node) -> None:
+        """Nobody has a file open any more that was pinned for that: because its name could go, or was taken from it.
+        One that has lost its last name stays pinned."""
+        if node.name is None and node.area.by_st_ino.get(node.st_ino) is not node:  # see `retire`
+            node.area.pinned.discard(node)
+            self.descriptors.close(node)
+        else:
+            self.unpin(node)
 
     def pin(self, node: Node) -> None:
         """See `Descriptors.pin`."""

@@ -66,6 +66,21 @@ async def test_descriptors_that_were_received_are_closed_as_soon_as_there_is_a_t
     os.close(ours)
 
 
+async def test_and_all_of_them_whatever_a_filesystem_says_to_one(monkeypatch):
+    pipes, close = [os.pipe() for _ in range(3)], os.close
+
+    def complaining(fd: int) -> None:
+        close(fd)
+        if fd in {theirs for _, theirs in pipes}:
+            raise OSError(errno.EIO, "what FLUSH was answered with")
+
+    monkeypatch.setattr(os, "close", complaining)
+    await door._close_elsewhere([theirs for _, theirs in pipes])
+    for ours, _ in pipes:
+        assert os.read(ours, 1) == b""
+        close(ours)
+
+
 async def test_the_kernel_is_told_of_a_verb_whose_caller_has_gone_as_soon_as_there_is_a_thread(
     autojump_clock, monkeypatch
 ):

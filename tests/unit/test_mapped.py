@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from beneath import Beneath
 
 from zfsfs.fs.area import Area
 from zfsfs.fs.caller import Caller
-from zfsfs.fs.mapped import look
+from zfsfs.fs.mapped import closed, look
 from zfsfs.fs.nodes import Node, NodeTable
 from zfsfs.fs.passthrough import Passthrough
 from zfsfs.fs.places import BuildPlace
@@ -66,3 +68,23 @@ async def test_who_opens_a_file_while_it_is_looked_at_is_not_refused(files, file
 def test_what_the_kernel_forgets_before_anybody_has_looked_counts_as_changed(files, file):
     files.table.forget(file.ino, 1)
     assert (file.area.changed, file.area.mapped) == (True, {})
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    few, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (few, most))
+
+
+async def test_what_can_not_be_looked_at_for_want_of_descriptors_may_be_mapped(files, file):
+    area = file.area
+    with no_descriptors():
+        assert await look(area, files.descriptors, lambda ino: None) == 1
+        closed(file, files.descriptors)
+    assert (area.changed, list(area.mapped)) == (True, [file])
+    assert await look(area, files.descriptors, lambda ino: None) == 0
+    assert area.mapped == {}

@@ -16,12 +16,15 @@ import fcntl
 import os
 import signal
 from collections.abc import Callable
-from contextlib import suppress
 
 from zfsfs.fs.area import Area, Traces
 from zfsfs.fs.caller import magic
 from zfsfs.fs.nodes import Descriptors, Node
 from zfsfs.threads import in_thread
+
+#: What says nothing of a file: there are no descriptors, or no memory.
+_WANTING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_UNKNOWN = (0, 0, 0)
 
 
 def traces(fd: int) -> Traces:
@@ -60,17 +63,21 @@ def can_tell(folder: int) -> bool:
 
 def closed(node: Node, descriptors: Descriptors) -> None:
     """A file that could be mapped to be written was closed."""
-    with suppress(OSError):
+    mapped = node.area.mapped
+    before = mapped.pop(node, None)
+    try:
         fd = descriptors.of(node)
-        before = node.area.mapped.pop(node, None)
         node.area.changed |= before is not None and traces(fd) != before
         if can_be_written(fd):
-            node.area.mapped[node] = traces(fd)
+            mapped[node] = traces(fd)
+    except OSError as failure:
+        if failure.errno in _WANTING:
+            mapped[node] = _UNKNOWN
 
 
 async def look(area: Area, descriptors: Descriptors, outdated: Callable[[int], None]) -> int:
-    """How many files of an area are mapped so. Whether one was written into since it was closed makes the area
-    changed, as far as that can be told; one that still is may be."""
+    """How many files of an area are mapped so, or can't be looked at for want of something. Whether one was written
+    into since it was closed makes the area changed, as far as that can be told; one that still is may be."""
     found = 0
     for node, before in list(area.mapped.items()):
         try:
@@ -78,9 +85,11 @@ async def look(area: Area, descriptors: Descriptors, outdated: Callable[[int], N
             # Not in a thread: who opens the file to write while there is the lease is refused, if it is one of us.
             mapped = can_be_written(fd)
             now = None if mapped else await _written_out(fd)
-        except OSError:
-            area.mapped.pop(node, None)  # it is gone
-            continue
+        except OSError as failure:
+            if failure.errno not in _WANTING:
+                area.mapped.pop(node, None)  # it is gone
+                continue
+            mapped, now = True, None
         if area.mapped.get(node) is not before:
             continue
         outdated(node.ino)

@@ -174,6 +174,11 @@ class Tree:
         target, writable = self._behind(area.place)
         await self.store.builds.naming.settle(area.place.dataset)
         view = await in_thread(lambda: self.store.driver.view(target, writable=writable))
+        try:
+            self._behind(area.place)
+        except OSError:
+            await close_view(view)  # it has gone meanwhile, and nobody would close this
+            raise
         if area.view is not None:
             await close_view(view)  # another was faster
         else:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import trio
 from beneath import Beneath
 
@@ -34,5 +32,5 @@ async def test_others_have_their_turn_while_a_version_is_shown_in_many_areas(tmp
         told = await Showing(None).refresh_idle(shared)  # type: ignore[arg-type]
         nursery.cancel_scope.cancel()
     assert told == [(area, [area.root.ino]) for area in shared.areas.values()]
-    assert all(pair != ("area", "area") for pair in itertools.pairwise(seen)), seen
+    assert "answer" in seen[seen.index("area") : len(seen) - seen[::-1].index("area")]
     shared.view.close()

@@ -6,8 +6,8 @@ Guarantees
 - A node stays in the table while the kernel may name it (its lookup count) or while a child needs it to be found.
 - At most `Descriptors.limit` O_PATH descriptors are open, however many nodes there are; pinned ones come on top:
   those of files that have lost their last name that we know of while the kernel still knows them, or that are open
-  and may lose it any time. Beyond `Descriptors.most_pinned` the oldest that nobody has open are no longer to be found:
-  who only names such a file (O_PATH, a working directory) counts nowhere.
+  and may lose it any time. Beyond `Descriptors.most_pinned` the oldest that nobody has open are no longer to be
+  found: who only names such a file (O_PATH, a working directory) counts nowhere.
 - `Descriptors.of` opens the very file that the node stands for, or fails with ESTALE.
 
 Assumes: contents change through us only, or the area is switched (`Area.attach`) afterwards; the kernel never

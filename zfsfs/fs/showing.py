@@ -42,7 +42,7 @@ class Showing:
         for each in _idle(shared):
             if each is not besides:
                 told.append(await self.refresh(each, shared))
-                await trio.lowlevel.checkpoint()
+                await trio.lowlevel.cancel_shielded_checkpoint()  # for all of them have to show it
         return told
 
     @staticmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +33,15 @@ def until(condition: Callable[[], Any]) -> Any:
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.01)
     return value
+
+
+def arrived(gate: Path) -> bool:
+    """Wait until a call of the daemon has stopped at a gate (see `changed_daemon`); False when none does."""
+    fd = os.open(gate / "entered", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        return bool(select.select([fd], [], [], PATIENCE)[0]) and os.read(fd, 10) == b"here"
+    finally:
+        os.close(fd)
 
 
 def plant_socket(folder: Path, kind: str, secret: Path) -> None:

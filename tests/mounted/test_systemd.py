@@ -12,7 +12,7 @@ from pathlib import Path
 
 import changed_daemon
 import pytest
-from mounted_tree import Mounted
+from mounted_tree import Mounted, arrived
 
 from zfsfs.mountpoint import mounted_type
 
@@ -97,7 +97,7 @@ def test_a_service_that_is_killed_for_want_of_time_is_repaired_by_the_next(
     holder = in_use(tree, "new")
     (tmp_path / "armed").touch()
     stop = subprocess.Popen(["systemctl", "stop", unit])
-    assert (tmp_path / "entered").read_text() == "here"  # within the release, and there it stays
+    assert arrived(tmp_path)  # within the release, and there it stays
     stop.wait()
     assert systemctl("is-active", unit, expect=3) == "failed"
     holder.kill()

@@ -67,3 +67,22 @@ def test_two_at_once_make_one(checkout: Checkout) -> None:
     with checkout.start() as one, checkout.start() as other:
         assert one.wait() == other.wait() == 0
     assert checkout.installed == 1
+
+
+@pytest.mark.parametrize("how", [shutil.move, shutil.copytree])
+def test_an_environment_that_was_made_elsewhere_is_made_anew(checkout: Checkout, how) -> None:
+    checkout.setup()
+    elsewhere = Checkout(checkout.folder.with_name("elsewhere"))
+    how(checkout.folder, elsewhere.folder)
+    elsewhere.setup()
+    assert elsewhere.installed == 2
+
+
+def test_an_environment_that_several_trees_share_is_left_alone(checkout: Checkout) -> None:
+    """A worktree's .venv may be a link to another's."""
+    checkout.setup()
+    worktree = Checkout(checkout.folder.with_name("worktree"))
+    shutil.copytree(checkout.folder, worktree.folder, ignore=shutil.ignore_patterns(".venv"))
+    (worktree.folder / ".venv").symlink_to(checkout.folder / ".venv")
+    worktree.setup()
+    assert checkout.installed == 1

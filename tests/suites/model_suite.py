@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from unittest import mock
 
 import trio
 from faults import PowerCut
@@ -254,7 +255,8 @@ class UsersModel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        quiet.DRAIN = 0.0
+        self.patience = mock.patch.object(quiet, "DRAIN", 0.0)
+        self.patience.start()
         self.setup()
         self.model = Model()
         self.world = World(self.driver())
@@ -266,7 +268,10 @@ class UsersModel(RuleBasedStateMachine):
         raise NotImplementedError
 
     def teardown(self) -> None:
-        self.world.end(leaving=False)
+        try:
+            self.world.end(leaving=False)
+        finally:
+            self.patience.stop()
 
     # Steps.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from pathlib import Path
 
 import crash_counts
 import pytest
@@ -14,6 +16,10 @@ settings.load_profile("patient")
 
 # Suites are no test modules themselves; their asserts should explain themselves all the same.
 pytest.register_assert_rewrite("suites", "comparing")
+
+# What the tests start is the code beside them, too: the environment may have been made for another tree.
+_path = (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _path))
 
 # A shell's & and nohup have us ignore these, and so would all that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

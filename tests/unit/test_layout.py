@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,9 @@ def test_the_top_level_is_as_the_design_has_it() -> None:
     top = {line.split("/")[0] for line in listed.stdout.splitlines()}
     shown = {name for name in top if not name.startswith(".")}
     assert shown == {"pyproject.toml", "zfsfs", "tests", "scripts", "README.md", "LICENSE"}
+
+
+def test_what_tests_start_is_the_code_beside_them() -> None:
+    words = [sys.executable, "-c", "import zfsfs; print(*zfsfs.__path__)"]
+    found = subprocess.run(words, cwd="/", capture_output=True, text=True, check=True).stdout.strip()
+    assert Path(found) == PACKAGE

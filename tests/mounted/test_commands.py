@@ -33,6 +33,14 @@ def test_bad_usage_is_exit_code_2(tmp_path):
     one_line("mount", tmp_path, tmp_path, "--linger", "-1", expect=2)
 
 
+@pytest.mark.parametrize("way", [[], ["-f"]])
+def test_a_log_that_cannot_be_written_is_named(tmp_path, way):
+    (tmp_path / "mnt").mkdir()
+    log = tmp_path / "nothing/log"
+    said = one_line("mount", *way, tmp_path / "store", tmp_path / "mnt", "--log", log, expect=2)
+    assert said == f"zfsfs: the log {log} can't be written: No such file or directory\n"
+
+
 def test_a_store_that_cannot_be_reached_is_exit_code_3(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "mnt").mkdir()

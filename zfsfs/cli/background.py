@@ -10,7 +10,7 @@ import os
 import socket
 
 from zfsfs.daemon import Settings, serve
-from zfsfs.errors import ZfsfsError
+from zfsfs.errors import UsageError, ZfsfsError
 
 
 class _DaemonFailed(ZfsfsError):
@@ -83,11 +83,14 @@ def _close_quietly(fd: int) -> None:
 
 
 def log_to(path: str | None, *, foreground: bool) -> None:
-    """Send the log to a file, to standard error in the foreground, or to the system's log."""
+    """Send the log to a file, to standard error in the foreground, or to the system's log. Raises UsageError."""
     handler: logging.Handler
     text = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     if path is not None:
-        handler = logging.FileHandler(path)
+        try:
+            handler = logging.FileHandler(path)
+        except OSError as failure:
+            raise UsageError(f"the log {path} can't be written: {failure.strerror}") from None
         # A crash in C, or an ABRT from outside, leaves every thread's stack behind.
         faulthandler.enable(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC))
     elif foreground:

@@ -164,13 +164,14 @@ async def _mounted(
     options = {f"fsname={name}", "subtype=zfsfs", "default_permissions", "nosuid", "nodev", *settings.options}
     if os.geteuid() == 0:
         options.add("allow_other")
+    parts = tree, files, own, unlocked, kernel.grown
     try:
-        pyfuse3.init(Operations(tree, files, own, unlocked), mountpoint, options)
+        pyfuse3.init(Operations(*parts), mountpoint, options)
     except RuntimeError as failure:
         raise MountError(f"{mountpoint} can't be mounted: {failure}; is there a /dev/fuse for you?") from None
     line = Line.take_over(before)
     if line is not None:
-        line.lane = Lane(tree, files, WireOperations(tree, files, own, unlocked), line.answer)
+        line.lane = Lane(tree, files, WireOperations(*parts), line.answer)
         line.may_pass = may_pass
     kernel.attach()
     files.outdated = files.table.outdated = kernel.outdated

@@ -302,16 +302,19 @@ def test_a_builder_that_prints_without_end_has_a_log_of_bounded_size(unmounted, 
     assert len(text) < 70000
 
 
-def test_a_log_is_followed_while_it_is_written(unmounted, folder):
-    tree = configured(unmounted, folder, f"echo one; while [ ! -e {folder}/go ]; do sleep 0.05; done; echo two")
+@pytest.mark.parametrize("how", ["grouped", "gathered", "alone"])
+def test_a_log_is_followed_while_it_is_written(unmounted, folder, how):
+    script = f"echo one; while [ ! -e {folder}/go ]; do sleep 0.05; done; echo two"
+    tree = configured(unmounted, folder, script, how=how)
     (tree / "builds/sh+one").mkdir()
     until(lambda: log_of(tree, "one") == "one\n")
-    tail = subprocess.Popen(["tail", "-n", "+1", "-f", tree / ".zfsfs/log/one"], stdout=subprocess.PIPE, text=True)
+    command = ["timeout", "60", "tail", "-n", "+1", "-f", tree / ".zfsfs/log/one"]
+    tail = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert tail.stdout is not None
     assert tail.stdout.readline() == "one\n"
     (folder / "go").touch()
     assert tail.stdout.readline() == "two\n"
-    tail.kill()
+    tail.terminate()
     tail.communicate()
     waited(tree, "one")
 

@@ -20,7 +20,8 @@ from zfsfs.threads import at_last
 _HEADER = struct.Struct("=IiQ")
 _INODE = struct.Struct("=Qqq")
 _ENTRY = struct.Struct("=QII")
-_INVAL_INODE, _INVAL_ENTRY = 2, 3
+_STORE = struct.Struct("=QQII")
+_INVAL_INODE, _INVAL_ENTRY, _STORED = 2, 3, 4
 _EXPIRE_ONLY = 1
 
 
@@ -56,6 +57,11 @@ class Kernel:
     def forget(self, ino: int) -> None:
         """Forget a file's attributes and pages, having written what was gathered. Blocks."""
         self._send(_INVAL_INODE, _INODE.pack(ino, 0, 0))
+
+    def grown(self, ino: int, size: int) -> None:
+        """A file has this size now: where the kernel gathers writes it believes that if the last byte is put into its
+        pages. Blocks."""
+        self._send(_STORED, _STORE.pack(ino, size - 1, 1, 0) + b"\n")
 
     async def changed(self, name: bytes, inodes: list[int]) -> None:
         """A cache's area shows other contents: forget the names in it and its inodes' attributes and pages."""

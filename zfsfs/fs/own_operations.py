@@ -52,8 +52,11 @@ class OwnOperations(pyfuse3.Operations):
     enable_writeback_cache = True
     enable_acl = True
 
-    def __init__(self, tree: Tree, files: Passthrough, own: Control, unlocked: Unlocked) -> None:
+    def __init__(
+        self, tree: Tree, files: Passthrough, own: Control, unlocked: Unlocked, tell: Callable[[int, int], None]
+    ) -> None:
         super().__init__()
+        self._tell = tell  # the kernel, of a file that has grown
         self._tree = tree
         self._files = files
         self._control = own
@@ -74,19 +77,16 @@ class OwnOperations(pyfuse3.Operations):
         own = self._control.get(ino)
         return self._own_attributes(own) if stat.S_ISDIR(own.entry.facts().mode) else None
 
-    @staticmethod
-    async def _grown(own: Own) -> None:
-        """Tell the kernel that a file of ours has grown. With the writeback cache it believes its own size only, and
-        learns of another by what is put into its pages."""
+    async def _grown(self, own: Own) -> None:
+        """Tell the kernel that a file of ours has grown. With the writeback cache it believes its own size only."""
         size = own.entry.facts().size
         if size > own.told:
             before, own.told = own.told, size
             try:
                 # In a thread: who has mapped the file may hold the page and wait for us.
-                notify = pyfuse3.notify_store
-                await in_thread(notify, own.ino, size - 1, b"\n", abandon_on_cancel=True, limiter=UNLIMITED)
+                await in_thread(self._tell, own.ino, size, abandon_on_cancel=True, limiter=UNLIMITED)
             except OSError:
-                pass  # the kernel has forgotten it
+                pass  # there is nobody to be told any more
             except DriverError:
                 own.told = before  # by the next who asks: there is no thread to be had
 

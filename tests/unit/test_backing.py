@@ -60,6 +60,13 @@ class Files:
         self.files.close(handle.fd)
         return handle.backing
 
+    def show_again(self) -> None:
+        """The area shows something else, in which all is the same."""
+        before = self.area.view
+        assert before is not None
+        self.area.attach(Beneath(self.path))
+        before.close()
+
     @property
     def kept(self) -> list[str]:
         return sorted(self.backings.values())
@@ -153,13 +160,13 @@ def test_nothing_is_kept_of_what_the_kernel_has_forgotten(files):
 
 def test_nothing_is_kept_of_an_area_that_shows_something_else(files):
     files.use(files.node(b"a"))
-    files.area.attach(Beneath(files.path))
+    files.show_again()
     assert files.kept == []
 
 
 def test_nor_of_what_was_opened_before_it_did(files):
     handle = files.files.open(files.node(b"a"), os.O_RDONLY, ROOT)
-    files.area.attach(Beneath(files.path))
+    files.show_again()
     files.files.close(handle.fd)
     assert files.kept == []
 

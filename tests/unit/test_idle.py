@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,8 +41,11 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
+def world(tmp_path: Path) -> Iterator[World]:
+    world = World(tmp_path)
+    yield world
+    for name in world.shown():
+        world.let_go(world.areas[name])
 
 
 def test_what_was_looked_into_first_goes_first_and_its_root_is_remembered(world: World) -> None:

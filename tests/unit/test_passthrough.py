@@ -201,7 +201,9 @@ def test_what_an_area_leaves_behind_is_closed_before_it_shows_something_else(fil
     files.descriptors.close_heavy = left.append
     found(files, top, b"file")
     files.unlink(top, b"file")
+    before = top.area.view
     top.area.attach(Beneath(tmp_path))
+    before.close()
     assert (left, files.descriptors.heavy) == ([], set())
 
 

@@ -16,22 +16,22 @@ from typing import Any
 import pytest
 
 from zfsfs.builders import supervisor
-from zfsfs.builders.log import View, tail
 
 
 class Supervised:
     """A supervisor that has got its job, and what came after it at the same time."""
 
     def __init__(self, folder: Path, *command: str, then: bytes = b"", **more: object) -> None:
-        self.log = os.open(folder / "log", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC)
+        log = os.open(folder / "log", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC)
         job = {
             "command": command, "directory": str(folder), "environment": {"PATH": os.environ["PATH"]},
-            "log": self.log, "log_size": 4096, "grace": 0.0, **more,
+            "log": log, "log_size": 4096, "grace": 0.0, **more,
         }  # fmt: skip
         program = [sys.executable, "-I", supervisor.__file__]
         self._process = subprocess.Popen(
-            program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[self.log], start_new_session=True
+            program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[log], start_new_session=True
         )
+        os.close(log)
         self.tell(json.dumps(job).encode() + b"\n" + then)
 
     def tell(self, data: bytes) -> None:
@@ -53,11 +53,6 @@ class Supervised:
         self._process.kill()
         self._process.communicate()
 
-    def printed(self) -> bytes:
-        """The log, which is read only once."""
-        with os.fdopen(self.log, "rb") as file:
-            return tail(View(file.fileno()), 4096)
-
 
 @pytest.fixture
 def silent(tmp_path: Path) -> Iterator[socket.socket]:
@@ -76,10 +71,9 @@ def test_the_time_limit_holds_before_the_command_has_started(tmp_path, silent):
 
 def test_it_can_be_cancelled_before_the_command_has_started(tmp_path, silent):
     run = Supervised(tmp_path, "true", native=[str(tmp_path)], socket=silent.getsockname())
-    client, _ = silent.accept()
-    run.tell(b"cancel\n")
-    assert run.ended()["reason"] == "cancelled"
-    client.close()
+    with silent.accept()[0]:
+        run.tell(b"cancel\n")
+        assert run.ended()["reason"] == "cancelled"
 
 
 def test_nothing_starts_when_it_was_killed_before_that(tmp_path, silent):

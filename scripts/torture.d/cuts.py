@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -57,11 +58,9 @@ def boot(disk: Path, state: State, seed: str, round: int, *, last: bool) -> Iter
         yield {"kind": "wrong", "text": f"{' '.join(verb)} ended with {done.returncode}"}
 
 
-def main() -> int:
-    options = parse()
-    folder = Path(tempfile.mkdtemp(prefix="zfsfs-cuts-", dir="/var/tmp"))
-    disk = folder / "disk"
-    state, cuts, checks, losses = State(), 0, 0, []
+def torture(options: argparse.Namespace, disk: Path) -> list[str]:
+    """As many cuts as are wanted, until something is lost; what that is."""
+    state, cuts, checks, losses = State(), 0, 0, list[str]()
     end = time.monotonic() + options.seconds
     while not losses:
         last = cuts == options.cuts or time.monotonic() > end
@@ -82,11 +81,22 @@ def main() -> int:
         cuts += not losses
         print(f"cut {cuts}, {checks} checks, {state.operations} operations", flush=True)
     print(json.dumps({"cuts": cuts, "operations": state.operations, "checks": checks, "lost": losses}), flush=True)
+    return losses
+
+
+def main() -> int:
+    options = parse()
+    folder = Path(tempfile.mkdtemp(prefix="zfsfs-cuts-", dir="/var/tmp"))
+    disk = folder / "disk"
+    losses: list[str] = []
+    try:
+        losses = torture(options, disk)
+    finally:
+        if not losses:
+            shutil.rmtree(folder)
     if losses:
         print(f"the disk is {disk}; scripts/vm shell --disk looks at it", file=sys.stderr)
         return 1
-    disk.unlink()
-    folder.rmdir()
     return 0
 
 

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -25,6 +26,8 @@ import patience
 import verdict as verdicts
 from journal import Journal, State
 from load import Load
+
+from zfsfs.mountpoint import mounted_type
 
 #: Seconds for a round; minutes are usual only on a machine with much else to do.
 _PATIENCE = 400.0
@@ -116,6 +119,14 @@ class Torture:
         os.waitpid(starting, 0)
         self.kills += 1
 
+    def end(self) -> None:
+        """Nothing stays mounted, whatever has happened."""
+        if mounted_type(str(self._tree)) is not None:
+            with suppress(subprocess.CalledProcessError):
+                verdicts.zfsfs("umount", "--force", self._tree)
+        if mounted_type(str(self._tree)) is not None:
+            subprocess.run(["umount", "-l", self._tree], check=False)
+
     def summary(self) -> dict[str, object]:
         return {"kills": self.kills, "operations": self._state.operations, "checks": self.checks, "lost": self.losses}
 
@@ -129,13 +140,13 @@ def main() -> int:
     try:
         torture.run()
     finally:
-        if os.path.ismount(torture._tree) or not os.access(torture._tree, os.R_OK):
-            subprocess.run(["umount", "-l", torture._tree], check=False)
+        torture.end()
+        if not torture.losses:
+            shutil.rmtree(folder)
     print(json.dumps(torture.summary()), flush=True)
     if torture.losses:
         print(f"what is left lies in {options.store}, the daemon's log in {folder}", file=sys.stderr)
         return 1
-    shutil.rmtree(folder)
     return 0
 
 

@@ -23,6 +23,7 @@ def guard(seconds: float, log: Path) -> Callable[[], None]:
     reader, writer = os.pipe()
     if os.fork() == 0:
         os.close(writer)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends when all that has the pipe has ended
         _watch(reader, seconds, log)
         os._exit(0)
     os.close(reader)

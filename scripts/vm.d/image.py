@@ -21,6 +21,7 @@ import tomllib
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from shlex import quote
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent.parent
@@ -153,7 +154,7 @@ def build(path: Path) -> None:
             *DEBOOTSTRAP,
             "--format=directory",
             f"--include={','.join(PACKAGES)}",
-            f'--customize-hook={HERE}/customize "$1" {HERE} {wheels}',
+            f'--customize-hook={quote(f"{HERE}/customize")} "$1" {quote(str(HERE))} {quote(str(wheels))}',
             SUITE,
             root,
             mirror(),

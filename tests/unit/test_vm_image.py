@@ -1,0 +1,52 @@
+"""How the virtual machine's image is built: by an mmdebstrap that makes nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parents[2] / "scripts/vm.d"
+#: Without a network, and what is to be installed.
+BUILD = """import image, pathlib
+image.download = lambda wheels, step: None
+image.missing_host_packages = lambda: []
+image.build(pathlib.Path("a cache/vm-1").absolute())
+"""
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root builds an image")
+
+
+def program(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where all of it happens: every name in it has a space."""
+    folder = tmp_path / "a folder"
+    shutil.copytree(HERE, folder / "scripts/vm.d")
+    (folder / "a cache").mkdir()
+    (folder / "bin").mkdir()
+    program(folder / "scripts/vm.d/customize", f"echo \"$1, $2, $3\" >'{folder}/customized'")
+    return folder
+
+
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PATH": f"{folder}/bin:{os.environ['PATH']}", "ZFSFS_DEBIAN_MIRROR": "none"}
+    environment["PYTHONPATH"] = str(folder / "scripts/vm.d")
+    return subprocess.Popen([sys.executable, "-c", BUILD], cwd=folder, env=environment, stderr=subprocess.DEVNULL)
+
+
+def test_it_is_customized_wherever_the_repository_and_the_cache_lie(folder: Path) -> None:
+    run_hook = 'for each; do case $each in --customize-hook=*) sh -c "${each#*=}" hook ROOT; esac; done'
+    program(folder / "bin/mmdebstrap", run_hook)
+    start(folder).wait()
+    said = (folder / "customized").read_text().strip().split(", ")
+    assert said[:2] == ["ROOT", str(folder / "scripts/vm.d")]
+    assert Path(said[2]).parents[1] == folder / "a cache"

@@ -123,17 +123,15 @@ def build(path: Path) -> None:
             start = time.monotonic()
             log.write(f"--- {what}: {' '.join(map(str, command))}\n")
             log.flush()
-            try:
-                child = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    env={**os.environ, "LC_ALL": "C.UTF-8", **environment},
-                    start_new_session=True,
-                )
-            except FileNotFoundError as error:
-                raise Failure(f"{what} failed: there is no {error.filename}") from error
+            child = subprocess.Popen(
+                # Killed, we hold the lock no more, and the next to build removes what is being made.
+                ("setpriv", "--pdeathsig", "TERM", "--", *command),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "LC_ALL": "C.UTF-8", **environment},
+                start_new_session=True,
+            )
             try:
                 status = child.wait()
             except BaseException:  # we are told to stop: so are its descendants, and then the folder can go

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -50,3 +53,18 @@ def test_it_is_customized_wherever_the_repository_and_the_cache_lie(folder: Path
     said = (folder / "customized").read_text().strip().split(", ")
     assert said[:2] == ["ROOT", str(folder / "scripts/vm.d")]
     assert Path(said[2]).parents[1] == folder / "a cache"
+
+
+def test_what_builds_it_ends_with_who_wants_it(folder: Path) -> None:
+    """Killed, it holds the lock no more, and the next to build removes what is being made."""
+    os.mkfifo(folder / "begun")
+    program(folder / "bin/mmdebstrap", f"echo $$ >'{folder}/begun'; exec sleep 1000")
+    with start(folder) as building:
+        ended = os.pidfd_open(int((folder / "begun").read_text()))
+        building.kill()
+        try:
+            assert select.select([ended], [], [], 30)[0]
+        finally:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(ended, signal.SIGKILL)
+            os.close(ended)

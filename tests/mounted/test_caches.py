@@ -165,8 +165,13 @@ def test_and_so_is_what_it_has_written_in_a_file_that_was_opened_again_afterward
 
 def until_held(tree, name, who):
     """Wait until the daemon has seen who holds a session."""
-    while not any(who in " ".join(each["holders"]) for each in tree.status()["sessions"] if each["name"] == name):
-        assert any(each["name"] == name for each in tree.status()["sessions"])
+
+    def seen() -> bool:
+        found = [each for each in tree.status()["sessions"] if each["name"] == name]
+        assert found
+        return any(who in " ".join(each["holders"]) for each in found)
+
+    until(seen)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="bind mounts need root")

@@ -142,9 +142,7 @@ def build(path: Path) -> None:
                 raise Failure(f"{what} failed with status {status}: see the end of {log_path}")
             say(f"  {what}: {time.monotonic() - start:.0f} s")
 
-        if missing := missing_host_packages():
-            step("installing " + " ".join(missing), "apt-get", "install", "-y", "--no-install-recommends", *missing,
-                 DEBIAN_FRONTEND="noninteractive")  # fmt: skip
+        install(missing_host_packages())
         download(wheels, step)
         step(
             "installing the system, compiling ZFS",
@@ -187,16 +185,21 @@ def missing_host_commands(*commands: str) -> list[str]:
 
 def install_to_run() -> None:
     """What running takes beside the image, which may be older than this machine's packages."""
-    missing = missing_host_commands("qemu-system-x86_64", "git")
+    install(missing_host_commands("qemu-system-x86_64", "git"))
+
+
+def install(missing: list[str]) -> None:
+    """Debian packages on this machine."""
     if not missing:
         return
     if os.geteuid() != 0:
         raise Failure(f"missing here; as root: apt-get install {' '.join(missing)}")
     say(f"installing {' '.join(missing)}")
-    install = ("apt-get", "install", "-qq", "-y", "--no-install-recommends", *missing)
+    wait = ("-o", "DPkg::Lock::Timeout=600")  # others may install, too
+    command = ("apt-get", "install", "-qq", "-y", "--no-install-recommends", *wait, *missing)
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     subprocess.run(("apt-get", "update", "-qq"), check=False)  # the lists may be old or absent
-    done = subprocess.run(install, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise Failure(f"{' '.join(missing)} can't be installed: {done.stderr.strip()}")
 

@@ -208,7 +208,9 @@ def download(wheels: Path, step: Callable[..., None]) -> None:
     """On the host, because pip inside the image would not have the host's package settings."""
     wanted = requirements()
     source = [r for r in wanted if r.startswith(FROM_SOURCE)]
-    pip = (sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--dest", wheels)
+    # The system's own Python may have no pip.
+    step("making the environment", REPOSITORY / "scripts/setup")
+    pip = (REPOSITORY / ".venv/bin/pip", "download", "--disable-pip-version-check", "--dest", wheels)
     platforms = [f"--platform=manylinux_2_{minor}_x86_64" for minor in (41, 34, 28, 17, 5)]
     step("downloading Python wheels", *pip, "--only-binary=:all:", "--python-version", GUEST_PYTHON,
          "--implementation=cp", *platforms, "--platform=manylinux2014_x86_64",

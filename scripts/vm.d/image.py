@@ -50,6 +50,7 @@ HOST_PACKAGES = {
     "mke2fs": "e2fsprogs",
     "git": "git",
     "pkg-config": "pkg-config",
+    "xz": "xz-utils",
 }
 
 

@@ -87,12 +87,9 @@ def _server() -> socket.socket:
     with its:
         command = [sys.executable, __file__, str(its.fileno())]
         # A session of its own: after ctrl-C the tests still unmount by it.
-        # The code beside these tests, whatever is installed.
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
         process = subprocess.Popen(
-            command, pass_fds=[its.fileno()], stdin=subprocess.DEVNULL, cwd="/", env=environment,
-            start_new_session=True,
-        )  # fmt: skip
+            command, pass_fds=[its.fileno()], stdin=subprocess.DEVNULL, cwd="/", start_new_session=True
+        )
 
     def end() -> None:
         ours.close()

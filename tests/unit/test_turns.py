@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 import trio
 import trio.testing
@@ -60,6 +61,20 @@ async def test_who_is_interrupted_waits_no_longer():
         with failing(errno.EINTR):
             await turns.take(mine, caller, opens=True)
     assert shared.waiters == 0
+
+
+async def test_a_session_that_closes_while_its_holders_are_looked_for_is_waited_for_no_more(autojump_clock):
+    shared = SharedCache(CacheName(b"c"))
+    opened, mine = {Area(shared, b"other")}, Area(shared, b"mine")
+
+    async def it_closes(area: Area, pids: list[int]) -> bool:
+        opened.clear()
+        shared.ended.set()
+        shared.ended = trio.Event()
+        return False
+
+    with trio.fail_after(3600):
+        await Turns(opened, it_closes).take(mine, Caller(0, 0, os.getpid()), opens=True)
 
 
 async def test_a_builder_that_has_no_process_yet_waits_as_long_as_it_takes(autojump_clock):

@@ -14,9 +14,11 @@ from __future__ import annotations
 import errno
 from collections.abc import Awaitable, Callable, Collection
 
+import trio
+
 from zfsfs.fs.area import Area
 from zfsfs.fs.caller import Caller, error
-from zfsfs.fs.places import CachePlace
+from zfsfs.fs.places import CachePlace, SharedCache
 from zfsfs.fs.waiting import MOST
 from zfsfs.native.processes import Process, lineage
 from zfsfs.threads import in_thread
@@ -43,6 +45,7 @@ class Turns:
         place = _place(area)
         family: list[Process] = []
         while True:
+            ended = place.cache.ended  # it tells of what closes while we look, too
             others = [each for each in self._open if _place(each).cache is place.cache and each is not area]
             mine = place.session is not None
             if not others and (not mine or self.has(place, caller.pid)):
@@ -56,7 +59,7 @@ class Turns:
             for other in others:
                 if await self._belongs(other, family):
                     raise error(errno.EDEADLK)
-            await self._wait(place, caller)
+            await self._wait(place.cache, ended, caller)
 
     async def _comes_of(self, area: Area, place: CachePlace, family: list[Process]) -> bool:
         session = place.session
@@ -71,12 +74,10 @@ class Turns:
             return True
         return bool(family) and await self._holds(area, [each.pid for each in family])
 
-    async def _wait(self, place: CachePlace, caller: Caller) -> None:
+    async def _wait(self, shared: SharedCache, ended: trio.Event, caller: Caller) -> None:
         """Until a session of the cache has closed."""
         if self._waiting >= MOST:
             raise error(errno.EAGAIN)
-        shared = place.cache
-        ended = shared.ended
         self._waiting += 1
         shared.waiters += 1
         try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import trio
+
 from zfsfs.driver import (
     DatasetInfo,
     Destroy,
@@ -39,6 +41,22 @@ def no_room(driver: Driver) -> Iterator[None]:
     driver.rename = refuse  # type: ignore[method-assign]
     try:
         yield
+    finally:
+        del driver.rename
+
+
+@contextmanager
+def moving(driver: Driver) -> Iterator[trio.Event]:
+    """Tells when a thread of trio's begins to rename something."""
+    rename, begun = driver.rename, trio.Event()
+
+    def tell(old: Dataset, new: Dataset) -> None:
+        trio.from_thread.run_sync(begun.set)
+        rename(old, new)
+
+    driver.rename = tell  # type: ignore[method-assign]
+    try:
+        yield begun
     finally:
         del driver.rename
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 import trio
-from faults import no_promotion, no_room
+from faults import moving, no_promotion, no_room
 
 from zfsfs.driver import DatasetInfo, Driver, Step, viewing
 from zfsfs.errors import Busy, DriverError, Exists, InvalidName, Missing, NoSpace, ZfsfsError
@@ -528,6 +528,23 @@ class StoreSuite:
         assert read(driver, another.dataset) == "two"
         assert await store.caches.release(session, changed=True) is Outcome.PUBLISHED
         await store.caches.release(another, changed=False)
+
+    async def test_a_release_that_others_complete_while_it_waits_for_them_is_one(
+        self, store: Store, driver: Driver
+    ) -> None:
+        await filled(store, "one")
+        session = await store.caches.open(NPM, None)
+        write(driver, session.dataset, "two")
+        with no_room(driver), pytest.raises(NoSpace):
+            await store.caches.release(session, changed=True)
+        view = driver.view(MAIN, writable=False)  # of what is going to be replaced: it would keep that from going
+        async with trio.open_nursery() as nursery:
+            with moving(driver) as begun:
+                nursery.start_soon(store.caches.settle)
+                await begun.wait()
+                assert await store.caches.release(session, changed=True, view=view) is Outcome.PUBLISHED
+        assert view.fd == -1
+        assert published(driver) == "two"
 
     async def test_what_the_storage_says_of_a_release_is_not_passed_over(
         self, store: Store, driver: Driver, monkeypatch: pytest.MonkeyPatch

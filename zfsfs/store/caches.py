@@ -188,14 +188,14 @@ class Caches:
         Raises Missing (it is not open) and what the verbs raise, Busy when somebody has mounted a snapshot that has
         to move: the session is then still open, and can be released again; see also `is_decided`.
         """
-        if session.ended is Outcome.PUBLISHED:
-            return session.ended  # by who needed the cache before we came again
         entry = self._entry(session.cache)
         async with entry.lock:
             if self.is_decided(session):
                 with trio.CancelScope(shield=True):
                     await self._move(entry)
-                return Outcome.PUBLISHED
+            if session.ended is Outcome.PUBLISHED:  # just now, or by who needed the cache before we came again
+                await close_view(view)
+                return session.ended
             if (unused := session.take_view()) is not None:
                 await close_view(unused)
             if session not in entry.sessions:

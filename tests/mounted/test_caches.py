@@ -113,6 +113,20 @@ def test_rmdir_of_a_session_with_changes_discards_them(tree, cache):
     assert (cache / "file").read_text() == "first"
 
 
+def test_a_removed_session_is_listed_no_more_and_its_name_is_free(tree, cache):
+    mine = tree / "caches/c@mine"
+    with held(mine):
+        os.rmdir(mine)
+        assert os.listdir(tree / "caches") == ["c"]
+        with held(mine):
+            (mine / "file").write_text("another")
+            assert sorted(os.listdir(tree / "caches")) == ["c", "c@mine"]
+        until(lambda: "c@mine is published" in tree.events("released"))
+    tree.closed()
+    assert tree.events("released")[-1] == "c@mine is discarded"
+    assert (cache / "file").read_text() == "another"
+
+
 def test_a_cache_is_deleted_when_no_session_of_it_is_held(tree, cache):
     with held(tree / "caches/c@x"), failing(errno.EBUSY):
         os.rmdir(cache)

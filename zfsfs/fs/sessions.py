@@ -104,6 +104,15 @@ class Sessions:
         """How many wait for their turn in a locked cache."""
         return self._shared[name].waiters if name in self._shared else 0
 
+    def labelled(self) -> list[bytes]:
+        """The paths of open sessions with a label, without what was removed and somebody still has open."""
+        names = ((area, _place(area).cache, _place(area).name) for area in self.open_areas)
+        return [
+            bytes(name)
+            for area, cache, name in names
+            if name.label is not None and cache.areas.get(bytes(name)) is area
+        ]
+
     def all(self) -> list[Area]:
         """The areas of all caches that the kernel may know, and of sessions that are being discarded."""
         known = {area for shared in self._shared.values() for area in shared.areas.values()}

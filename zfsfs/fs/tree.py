@@ -106,8 +106,7 @@ class Tree:
             return self.failures.names()
         if group == RESULTS:
             return [ident.name for ident in self.store.builds.results()]
-        labelled = [bytes(area.place.name) for area in self.sessions.open_areas if isinstance(area.place, CachePlace)]
-        return [name.name for name in self.store.caches.names()] + [name for name in labelled if b"@" in name]
+        return [name.name for name in self.store.caches.names()] + self.sessions.labelled()
 
     def find(self, group: bytes, name: bytes) -> Area:
         """The area of a name. Raises Missing."""

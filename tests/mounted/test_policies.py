@@ -307,6 +307,18 @@ def test_one_session_at_a_time_by_whichever_path(tree, cache, holding):
     assert (cache / "file").read_text() == "by Ann\n"
 
 
+def test_who_waits_for_a_locked_cache_waits_no_longer_when_it_is_locked_no_more(tree, cache, holding):
+    rule(cache, "policy", "locked")
+    ann = holding(cache, ANN)
+    ann.is_in()
+    bob = holding(tree / "caches/c@bob", BOB)
+    waiting(tree, 1)
+    assert as_user(ANN, lambda: rule(cache, "policy", "always")) == ""
+    waiting(tree, 0)
+    bob.is_in()
+    assert sorted(each["name"] for each in tree.status()["sessions"]) == ["c", "c@bob"]
+
+
 def test_who_waits_for_a_locked_cache_can_be_interrupted(tree, cache, holding):
     rule(cache, "policy", "locked")
     ann = holding(cache, ANN)

@@ -139,7 +139,7 @@ class SharedCache:
     opened: trio.Event = field(default_factory=trio.Event)
     areas: dict[bytes, Area] = field(default_factory=dict)  # by the name under caches/
     outcomes: dict[bytes, str] = field(default_factory=dict)  # how the last sessions ended, by the same names
-    waiters: int = 0  # who waits for their turn, and what tells them that a session has closed
+    waiters: int = 0  # who waits for their turn, and what tells them to look again
     ended: trio.Event = field(default_factory=trio.Event)
     last: os.stat_result | None = None  # of its root, while it is being deleted and not looked into any more
 
@@ -150,6 +150,11 @@ class SharedCache:
             while self.opening:
                 await self.opened.wait()
             yield
+
+    def look_again(self) -> None:
+        """A session has closed, or the rules are others: who waits for their turn looks again."""
+        self.ended.set()
+        self.ended = trio.Event()
 
     def remember(self, name: bytes, outcome: str) -> None:
         """A session has ended. The kernel forgets its directory sooner than people do."""

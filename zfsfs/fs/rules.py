@@ -120,6 +120,7 @@ class CacheRuling:
         await self._store.caches.set_rule(place.name.cache, POLICY if name == _POLICY else PUBLISHERS, text)
         for each in place.cache.areas.values():
             self.apply(each)
+        place.cache.look_again()
 
     async def remove(self, area: Area, name: bytes, caller: Caller) -> None:
         """removexattr(2) of one of our attributes: the default counts again. Raises as `set`."""

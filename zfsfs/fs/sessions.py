@@ -350,8 +350,7 @@ class Sessions:
                 place.stuck = None
                 place.session, place.outcome, place.holders = None, outcome.value, []
                 place.cache.remember(bytes(place.name), outcome.value)
-                place.cache.ended.set()
-                place.cache.ended = trio.Event()
+                place.cache.look_again()
                 self._users.give(SESSION, place.uid)
                 self.open_areas.discard(area)
                 if outcome is Outcome.PUBLISHED:

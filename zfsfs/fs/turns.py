@@ -40,11 +40,11 @@ class Turns:
         return place.usable and Process.of(pid) in place.openers
 
     async def take(self, area: Area, caller: Caller, *, opens: bool) -> None:
-        """Return when a process may come into a locked cache's area, or open a session there. Raises EBUSY: it would
-        have to wait and can't, for it doesn't just open something; EINTR, EDEADLK."""
+        """Return when a process may come into a locked cache's area, or open a session there, or the cache is locked
+        no more. Raises EBUSY: it would have to wait and can't, for it doesn't just open something; EINTR, EDEADLK."""
         place = _place(area)
         family: list[Process] = []
-        while True:
+        while place.locked:
             ended = place.cache.ended  # it tells of what closes while we look, too
             others = [each for each in self._open if _place(each).cache is place.cache and each is not area]
             mine = place.session is not None
@@ -75,7 +75,7 @@ class Turns:
         return bool(family) and await self._holds(area, [each.pid for each in family])
 
     async def _wait(self, shared: SharedCache, ended: trio.Event, caller: Caller) -> None:
-        """Until a session of the cache has closed."""
+        """Until a session of the cache has closed, or its rules are others."""
         if self._waiting >= MOST:
             raise error(errno.EAGAIN)
         self._waiting += 1

@@ -140,7 +140,8 @@ def _keep_few_open(tree: Tree) -> None:
     quarter."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
     tree.table.descriptors.most_pinned = most
-    tree.idle.most = min(tree.idle.most, most)
+    for kept in (tree.idle.recent, tree.sessions.showing.recent):
+        kept.most = min(kept.most, most // 2)
     tree.table.descriptors.limit = min(tree.table.descriptors.limit, most)
 
 

@@ -392,10 +392,41 @@ def test_what_is_held_does_not_grow_with_the_inodes_that_are_known(tree):
     os.rmdir(build)
 
 
+def with_few_descriptors(tree: Mounted) -> list[object]:
+    """The command that mounts a tree, whose daemon may have a hundred of them."""
+    few = ["sh", "-c", 'ulimit -n 100; exec "$@"', "sh", sys.executable, "-m", "zfsfs", "mount"]
+    return [*few, tree.store, tree.path, "--linger", "0.1", "--log", tree.log]
+
+
+def test_there_may_be_more_caches_than_descriptors(unmounted):
+    tree, caches = unmounted, unmounted / "caches"
+    subprocess.run(with_few_descriptors(tree), check=True)
+    names = sorted(f"cache{number}" for number in range(120))
+    for name in names:
+        os.mkdir(caches / name)
+    (caches / "cache0/folder").mkdir()
+    (caches / "cache0/folder/file").write_text("first")
+    assert tree.outcome("cache0") == "published"
+    inside = os.open(caches / "cache0/folder", os.O_PATH)
+    for name in names:
+        (caches / f"{name}@label").stat()
+    assert sorted(os.listdir(caches)) == names
+    assert len(os.listdir(f"/proc/{tree.pid}/fd")) < 60
+    # What was let go of is there again, whatever the kernel knows of it.
+    assert Path(f"/proc/self/fd/{inside}/file").read_text() == "first"
+    (caches / "cache0/folder/file").write_text("second")
+    assert tree.outcome("cache0") == "published"
+    assert Path(f"/proc/self/fd/{inside}/file").read_text() == "second"
+    os.close(inside)
+    tree.closed()
+    for name in names:
+        os.rmdir(caches / name)
+    tree.closed()
+
+
 def test_there_may_be_more_results_than_descriptors(unmounted):
     tree, results = unmounted, unmounted / "results"
-    few = ["sh", "-c", 'ulimit -n 100; exec "$@"', "sh", sys.executable, "-m", "zfsfs", "mount"]
-    mount = [*few, tree.store, tree.path, "--linger", "0.1", "--log", tree.log]
+    mount = with_few_descriptors(tree)
     subprocess.run(mount, check=True)
     names = sorted(f"result{number}" for number in range(120))
     for name in names:

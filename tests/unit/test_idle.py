@@ -22,7 +22,7 @@ class World:
         self.table = NodeTable(64)
         self.top = top
         self.idle = Idle(self.let_go)
-        self.idle.most = 2
+        self.idle.recent.most = 2
         self.areas = {name: Area(self.table, ResultPlace(BuildId(name.encode()))) for name in "abcd"}
 
     def let_go(self, area: Area) -> None:

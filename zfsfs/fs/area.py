@@ -56,6 +56,7 @@ class Area:
         self.table = table
         self.place = place
         self.view: View | None = None
+        self.as_before = False  # it shows nothing, and what it shows next is what it has shown
         self.last: os.stat_result | None = None  # of its root, when it was last looked into: if it shows nothing
         self.lacking: frozenset[bytes] = frozenset()  # extended attributes that the root is known not to have
         self.shown = 0  # above the dataset's own inode numbers; set by the table, see there
@@ -246,6 +247,7 @@ class Area:
         self.table.let_go(self)
         self.table.descriptors.close_area(self)
         self.mapped.clear()
+        self.as_before = False
         view, self.view = self.view, None
         return view
 

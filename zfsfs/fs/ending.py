@@ -58,7 +58,7 @@ class Endings:
         if area.mapped or (area.writers and keeper is not None and keeper.passes(area)):
             await self._part(area, session)
         outcome = await self._publish(session, self._showing.take_view(shared))
-        shared.view = area.view  # the clone is the cache now, and what looks into it goes on doing so
+        self._showing.show(shared, area.view)  # the clone is the cache now, and what looks into it goes on doing so
         return outcome
 
     async def _part(self, area: Area, session: Session) -> None:
@@ -77,7 +77,7 @@ class Endings:
         if place.discarded:
             await close_view(area.detach())
         else:
-            place.cache.view = area.view
+            self._showing.show(place.cache, area.view)
         return outcome
 
     async def _publish(self, session: Session, view: View | None) -> Outcome:

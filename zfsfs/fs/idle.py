@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from zfsfs.fs.area import Area
+from zfsfs.fs.recent import Recent
 
 #: How many there are where descriptors are plentiful.
 MOST = 256
@@ -24,29 +25,22 @@ class Idle:
     """See the module. `let_go` has an area show nothing any more."""
 
     def __init__(self, let_go: Callable[[Area], None]) -> None:
-        self.most = MOST
+        self.recent = Recent[Area](MOST, _may_go)
         self._let_go = let_go
-        self._areas: dict[Area, None] = {}  # those that show something, what was used last at the end
 
     def add(self, area: Area) -> None:
         """An area shows something that never changes."""
-        self._areas.pop(area, None)
-        for each in list(self._areas):
-            if len(self._areas) < self.most:
-                break
-            self._make_way(each)
-        self._areas[area] = None
-
-    def _make_way(self, area: Area) -> None:
-        del self._areas[area]
-        if area.opens or area.touched:
-            area.touched = False
-            self._areas[area] = None  # as the last one
-        elif area.view is not None:
-            with suppress(OSError):
-                area.last = os.fstat(area.fd)
-            self._let_go(area)
+        for each in self.recent.add(area):
+            if each.view is not None:
+                with suppress(OSError):
+                    each.last = os.fstat(each.fd)
+                self._let_go(each)
 
     def drop(self, area: Area) -> None:
         """An area shows nothing any more, or something that changes."""
-        self._areas.pop(area, None)
+        self.recent.drop(area)
+
+
+def _may_go(area: Area) -> bool:
+    touched, area.touched = area.touched, False
+    return not (area.opens or touched)

@@ -143,6 +143,13 @@ class SharedCache:
     ended: trio.Event = field(default_factory=trio.Event)
     last: os.stat_result | None = None  # of its root, while it is being deleted and not looked into any more
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether no session is open or being opened, and the cache is not being deleted."""
+        places = [area.place for area in self.areas.values()]
+        open_ones = any(isinstance(place, CachePlace) and place.session is not None for place in places)
+        return not (self.opening or self.last or open_ones)
+
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
         """Hold the lock while no session is being opened."""

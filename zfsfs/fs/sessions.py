@@ -65,8 +65,8 @@ class Sessions:
         self._store = store
         self._users = users
         self._driver: Driver = store.driver
-        self._showing = Showing(store)
-        self._endings = Endings(store, self._showing, ruling)
+        self.showing = Showing(store)
+        self._endings = Endings(store, self.showing, ruling)
         self._table = table
         self._linger = linger
         self._scan = scan
@@ -134,9 +134,14 @@ class Sessions:
             if area.view is None:
                 if place.discarded:
                     raise stale()
-                view = await self._showing.published(place.cache)
+                view = await self.showing.published(place.cache)
                 if area.view is None:  # no session was opened meanwhile
-                    area.attach_anew(view)
+                    if area.as_before:
+                        area.attach(view)
+                    else:
+                        area.attach_anew(view)
+        while self.showing.surplus:
+            self.nursery.start_soon(self.showing.let_go, self.showing.surplus.pop())
 
     def begun(self, area: Area, pid: int) -> bool:
         """Whether `begin` would have nothing to wait for."""
@@ -354,12 +359,12 @@ class Sessions:
                 self._users.give(SESSION, place.uid)
                 self.open_areas.discard(area)
                 if outcome is Outcome.PUBLISHED:
-                    told += await self._showing.refresh_idle(place.cache, area)
+                    told += await self.showing.refresh_idle(place.cache, area)
                     if area.opens:
                         # The next session writes elsewhere than what its readers have open.
                         told.append((area, self._table.outlive(area)))
                 elif not place.discarded:
-                    news = await self._showing.refresh(area, place.cache)
+                    news = await self.showing.refresh(area, place.cache)
                     if outcome is not Outcome.UNCHANGED or not self._endings.is_newest(session):
                         told.append(news)
                 for other, _ in told:
@@ -389,8 +394,8 @@ class Sessions:
             async with shared.alone():
                 if shared.last is not None:
                     return
-                await close_view(self._showing.take_view(shared))
-                told = await self._showing.refresh_idle(shared)
+                await close_view(self.showing.take_view(shared))
+                told = await self.showing.refresh_idle(shared)
                 for other, _ in told:
                     _place(other).telling += 1
         except (ZfsfsError, OSError) as failure:
@@ -429,7 +434,7 @@ class Sessions:
                 for each in cache.areas.values():
                     if _place(each).session is None:  # else somebody came, and the store says so
                         _remove(each, last)
-                await close_view(self._showing.take_view(cache))
+                await close_view(self.showing.take_view(cache))
             await self._store.caches.delete(name, arrive)
         except BaseException:
             cache.last = None
@@ -498,7 +503,7 @@ class Sessions:
                 await self._endings.bequeath(area, _place(area))
         async with trio.open_nursery() as nursery:
             for shared in self._shared.values():
-                nursery.start_soon(close_view, self._showing.take_view(shared))
+                nursery.start_soon(close_view, self.showing.take_view(shared))
 
 
 def _place(area: Area) -> CachePlace:

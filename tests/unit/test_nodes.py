@@ -6,6 +6,7 @@ import gc
 import os
 import stat
 import tracemalloc
+import weakref
 from collections.abc import Callable
 from time import monotonic
 
@@ -58,6 +59,28 @@ def test_an_inode_costs_less_than_400_bytes_and_gives_them_back() -> None:
     assert (cost + kept) / FILES < 10
     assert list(table.by_ino.values()) == [area.root]
     assert not area.by_st_ino
+
+
+def test_an_area_that_the_kernel_has_forgotten_is_gone_at_once() -> None:
+    table = NodeTable(64)
+    area = Area(table, ResultPlace(BuildId(b"x")))
+    number = area.root.ino
+    for node in (area.root, table.remember(area.root, b"file", found(2**34, stat.S_IFREG))):
+        table.looked_up(node)
+    area.absent(area.root, b"other")
+    there = weakref.ref(area)
+    gc.disable()
+    try:
+        for ino in (node.ino, number):
+            table.forget(ino, 1)
+        assert area.root.ino == number
+        table.hold(area.root)
+        table.closed(area.root)
+        del area, node
+        assert there() is None
+    finally:
+        gc.enable()
+    assert not table.by_ino
 
 
 def test_the_kernel_believes_for_ever_that_a_name_is_absent_while_few_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,9 @@
 A build, a result and a session of a cache are areas. What an area shows can be switched (a cache's published
 version, then a session's clone, then a newer version) while the kernel goes on knowing its inodes.
 
-Guarantees: `opens` and `writers` count the open handles beneath; `busy` and `idle` wake whoever waits for the
-first or the last of them.
+Guarantees: `opens` and `writers` count the open handles beneath; `until` wakes whoever waits for them to come or go.
+An area that the kernel knows no more and nobody refers to is gone at once, for it is in no cycle of references: the
+search for those does not take place while there is much to do (see `garbage`).
 """
 
 from __future__ import annotations
@@ -74,9 +75,9 @@ class Area:
         self.opens = 0
         self.writers = 0
         self.guests = 0  # of those that are open: of users who may only read here
-        self.is_guest: Callable[[Caller], bool] | None = None
+        self.is_guest: Callable[[Area, Caller], bool] | None = None
         # Who may change something is decided by more than modes: raises, or takes note of it.
-        self.gate: Callable[[Caller], None] | None = None
+        self.gate: Callable[[Area, Caller], None] | None = None
         self.on_forgotten: Callable[[Area], None] | None = None
         self.held: Holding | None = None
         # Changed natively, behind our back: nothing may be changed through us or kept by the kernel meanwhile.
@@ -89,7 +90,15 @@ class Area:
         self._absent: set[tuple[int, bytes]] = set()
         self.believed = NEVER  # until when the kernel takes names for absent that are not among these (monotonic)
         self._stirred: trio.Event | None = None  # there is one while somebody waits
-        self.root = table.root(self, number)
+        self._root: Node | None = table.root(self, number)
+        self._number = self._root.ino
+
+    @property
+    def root(self) -> Node:
+        """The node of the directory itself."""
+        if self._root is None:
+            self._root = Node(self._number, self, None, b"", 0, stat.S_IFDIR)
+        return self._root
 
     @property
     def fd(self) -> int:
@@ -236,6 +245,7 @@ class Area:
         """The kernel knows nothing beneath any more."""
         if self.on_forgotten is not None:
             self.on_forgotten(self)
+        self._root = None  # it refers to us; whoever wants it all the same has it made again
 
     def detach(self) -> View | None:
         """Show nothing; the view goes to the caller. Descriptors are closed, nodes stay. See `OpenFiles.outlive`."""

@@ -310,11 +310,11 @@ def may_change(area: Area, caller: Caller | None = None) -> None:
     if area.frozen:
         raise error(errno.EBUSY)
     if area.gate is not None and caller is not None:
-        area.gate(caller)
+        area.gate(area, caller)
 
 
 def _is_guest(area: Area, caller: Caller) -> bool:
-    return caller.uid != 0 and area.is_guest is not None and area.is_guest(caller)
+    return caller.uid != 0 and area.is_guest is not None and area.is_guest(area, caller)
 
 
 def is_writing(flags: int) -> bool:

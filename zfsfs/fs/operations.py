@@ -57,7 +57,7 @@ class Operations(OwnOperations):
         """The same, for what is about to be changed. Raises what the area's gate does."""
         node = await self.opening(ino, ctx, opens=False)
         if node.area.gate is not None and not node.area.read_only:
-            node.area.gate(_caller(ctx))
+            node.area.gate(node.area, _caller(ctx))
         return node
 
     async def at_hand(self, ino: int) -> Node:

@@ -49,9 +49,10 @@ class CacheRuling:
         rules = self.of(place.name.cache)
         area.read_only = rules.policy is Policy.READ_ONLY
         place.locked = rules.policy is Policy.LOCKED
-        area.gate = None
-        if not rules.publishers.everybody:
-            area.gate = lambda caller: self.claim(area, caller.uid, caller.groups())
+        area.gate = None if rules.publishers.everybody else self._admit
+
+    def _admit(self, area: Area, caller: Caller) -> None:
+        self.claim(area, caller.uid, caller.groups())
 
     def claim(self, area: Area, uid: int, groups: Collection[int]) -> None:
         """A user is about to change something in a session. Raises Refused with EBUSY: it is not of his kind."""

@@ -96,7 +96,7 @@ class Sessions:
             if not self._driver.stable_inodes:
                 area.shown = 0
             area.on_forgotten = self._forgotten
-            area.is_guest = lambda caller, area=area: self.ruling.is_guest(area, caller)
+            area.is_guest = self.ruling.is_guest
             self.ruling.apply(area)
         return area
 

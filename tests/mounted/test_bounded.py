@@ -392,6 +392,24 @@ def test_what_is_held_does_not_grow_with_the_inodes_that_are_known(tree):
     os.rmdir(build)
 
 
+def test_labels_that_are_only_looked_at_take_no_memory(tree):
+    cache = tree / "caches/c"
+    os.mkdir(cache)
+    os.stat(f"{cache}@in use")
+    os.chdir(f"{cache}@in use")
+    try:
+        before = private(tree.pid)
+        for number in range(10_000):
+            os.stat(f"{cache}@{number}")
+        assert private(tree.pid) - before < 12_000_000
+        Path("file").write_text("one and the same")
+        assert Path(f"{cache}@in use/file").read_text() == "one and the same"
+    finally:
+        os.chdir("/")
+    tree.closed()
+    assert (cache / "file").read_text() == "one and the same"
+
+
 def with_few_descriptors(tree: Mounted) -> list[object]:
     """The command that mounts a tree, whose daemon may have a hundred of them."""
     few = ["sh", "-c", 'ulimit -n 100; exec "$@"', "sh", sys.executable, "-m", "zfsfs", "mount"]

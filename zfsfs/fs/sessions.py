@@ -4,6 +4,8 @@ Guarantees
 - What an idle area shows is the published version; an open one shows its own clone to its end.
 - Opening, closing and switching of one cache's areas are ordered by its lock; areas are opened side by side, and
   nothing else goes on meanwhile.
+- Of the paths with a label that nobody has a session by, any of which may be named, no more than `MOST_LABELS` stay
+  known: the kernel is made to forget the others, those in use (as working directories) apart.
 - Kernel caches are told after the lock was given up: the kernel may wait for a request that waits for the lock.
   Nothing is opened in an area until they have been.
 """
@@ -27,6 +29,7 @@ from zfsfs.fs.insisting import insist
 from zfsfs.fs.nodes import NodeTable, stale
 from zfsfs.fs.places import CachePlace, SharedCache
 from zfsfs.fs.quiet import closed, patience
+from zfsfs.fs.recent import Recent
 from zfsfs.fs.rules import CacheRuling
 from zfsfs.fs.showing import Showing
 from zfsfs.fs.turns import Holds, Turns, open_by
@@ -44,6 +47,7 @@ log = logging.getLogger(__name__)
 HOLDER_PAUSE = 0.25
 #: Seconds before a session is closed again that could not be (a full pool).
 RETRY = 5.0
+MOST_LABELS = 1000
 
 
 class Sessions:
@@ -72,6 +76,7 @@ class Sessions:
         self._scan = scan
         self._tell = tell
         self._shared: dict[CacheName, SharedCache] = {}
+        self._labels = Recent[Area](MOST_LABELS, lambda area: _place(area).session is None)
         self.nursery: trio.Nursery
         self.open_areas: set[Area] = set()
         self._refused: set[Area] = set()  # those whose rmdir has failed: their sessions go nowhere all the same
@@ -98,6 +103,8 @@ class Sessions:
             area.on_forgotten = self._forgotten
             area.is_guest = self.ruling.is_guest
             self.ruling.apply(area)
+            for other in self._labels.add(area) if name.label is not None else ():
+                self.nursery.start_soon(self._tell, bytes(_place(other).name), [])
         return area
 
     def waiters(self, name: CacheName) -> int:
@@ -119,6 +126,7 @@ class Sessions:
         return list(known | self.open_areas)
 
     def _forgotten(self, area: Area) -> None:
+        self._labels.drop(area)
         place = _place(area)
         if place.cache.areas.get(bytes(place.name)) is area:
             del place.cache.areas[bytes(place.name)]

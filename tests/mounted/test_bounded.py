@@ -253,6 +253,29 @@ def test_a_cache_that_is_being_deleted_delays_no_other(unmounted, tmp_path):
     assert (caches / "slow@another/file").read_text() == "new"
 
 
+def test_who_deletes_a_cache_that_another_is_deleting_leaves_nothing_of_it(unmounted, tmp_path):
+    make_gate(tmp_path)
+    tree, caches = unmounted, unmounted / "caches"
+    tree.mount_changed("rename", tmp_path)
+    os.mkdir(caches / "slow")
+    inside = os.open(caches / "slow@reader", os.O_PATH)
+    within, refused = os.open(caches, os.O_PATH), []
+    # Who is in caches/ does not ask for it again, and so waits with the kernel's lock held.
+    other = threading.Thread(target=lambda: refused.append(errno_of(lambda: os.rmdir("slow", dir_fd=within))))
+    with stopped(tmp_path, lambda tree: os.rmdir(caches / "slow"), tree):
+        other.start()
+        until(lambda: refused or is_waiting(other))
+    other.join()
+    assert refused[0] in (errno.EBUSY, errno.ENOENT)
+    os.close(within)
+    os.mkdir(caches / "slow")
+    for begin in (os.listdir, lambda folder: os.mkdir(f"{folder}/x")):
+        with failing(errno.ESTALE):
+            begin(f"/proc/self/fd/{inside}")
+    os.close(inside)
+    assert tree.status()["sessions"] == []
+
+
 def test_a_session_that_is_being_opened_keeps_its_cache_from_being_deleted(unmounted, tmp_path):
     make_gate(tmp_path)
     tree, cache = unmounted, unmounted / "caches/c"

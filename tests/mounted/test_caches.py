@@ -135,6 +135,25 @@ def test_a_cache_is_deleted_when_no_session_of_it_is_held(tree, cache):
     until(lambda: not os.path.exists(tree / "caches/c@x"))
 
 
+@pytest.mark.parametrize(("name", "verb"), [("c", "rename"), ("c@x", "info")])
+def test_what_can_not_be_removed_shows_nothing_of_the_session_that_was_to_go(unmounted, tmp_path, name, verb):
+    tree, session, broken = unmounted, unmounted / "caches" / name, tmp_path / "broken"
+    tree.mount_changed("broken", tmp_path, "--linger", "30")
+    os.mkdir(tree / "caches/c")
+    (session / "file").write_text("of a session that nobody holds")
+    assert (session / "file").exists()
+    broken.write_text(verb)
+    with failing(errno.EIO):
+        os.rmdir(session)
+    broken.unlink()
+    until(lambda: not (session / "file").exists())
+    assert os.listdir(session) == []
+    (session / "file").write_text("another")
+    tree.umount()
+    tree.mount()
+    assert (tree / "caches/c/file").read_text() == "another"
+
+
 def test_a_working_directory_holds_a_session_and_a_crash_of_its_process_closes_it(tree, cache):
     script = (
         "import os; os.chdir('caches/c@job'); open('file', 'w').write('by the job'); print('x', flush=True); input()"

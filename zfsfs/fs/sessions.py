@@ -291,7 +291,9 @@ class Sessions:
                 await self.close(area)
                 if (said or area in self._refused) and place.discarded and place.session is None:
                     self._refused.discard(area)
-                    self._forgotten(area)  # whose rmdir has failed
+                    self._forgotten(area)  # whose rmdir has failed, so that the kernel still knows it
+                    place.telling += 1
+                    await self._tell_all([(area, [])])
             except (ZfsfsError, OSError, MemoryError) as failure:
                 # What is published has to move, so whoever holds that is in the way.
                 who = ""
@@ -433,22 +435,24 @@ class Sessions:
         gone. Raises Missing, Busy."""
         area = self.area(SessionName(name))
         cache = _place(area).cache
+        ended: list[Area] = []
+        mine = False
         try:
-            await self._end_unheld(cache, arrive)
+            await self._end_unheld(cache, arrive, ended)
             last = await self._last(area)
             async with cache.alone():
+                if cache.last is not None:
+                    raise Busy(f"cache {name} is being deleted")
                 # From here on nobody waits for this lock: the kernel holds one that the answer waits for.
-                cache.last = last
+                cache.last, mine = last, True
                 for each in cache.areas.values():
                     if _place(each).session is None:  # else somebody came, and the store says so
                         _remove(each, last)
                 await close_view(self.showing.take_view(cache))
             await self._store.caches.delete(name, arrive)
         except BaseException:
-            cache.last = None
-            for each in cache.areas.values():
-                if _place(each).session is None:
-                    _place(each).discarded, each.last = False, None
+            if mine or cache.last is None:  # else it is another's to say
+                self._restore(cache, ended)
             raise
         gone = list(cache.areas.values())
         cache.areas.clear()
@@ -458,14 +462,28 @@ class Sessions:
                 # Not here and now: the kernel holds the directory's lock until this rmdir is answered.
                 self.nursery.start_soon(self._tell, bytes(_place(each).name), [each.root.ino])
 
+    def _restore(self, cache: SharedCache, ended: list[Area]) -> None:
+        """A cache is not deleted after all. Of what it had in the sessions that were ended for that, the kernel still
+        knows."""
+        cache.last = None
+        for each in cache.areas.values():
+            place = _place(each)
+            if place.session is None:
+                place.discarded, each.last = False, None
+                if each in ended:
+                    place.telling += 1
+                    inodes = [each.root.ino, *(node.ino for node in self._table.beneath(each))]
+                    self.nursery.start_soon(self._tell_all, [(each, inodes)])
+
     async def _last(self, area: Area) -> os.stat_result:
         """The root of an area that is being removed."""
         if area.last is None and area.view is None:
             await self.ready(area)
         return area.last or os.fstat(area.fd)
 
-    async def _end_unheld(self, cache: SharedCache, arrive: Arrive) -> None:
-        """Close a cache's sessions, which are to be thrown away. Raises Busy when somebody holds one."""
+    async def _end_unheld(self, cache: SharedCache, arrive: Arrive, ended: list[Area]) -> None:
+        """Close a cache's sessions, which are to be thrown away, and add them to `ended`. Raises Busy when somebody
+        holds one."""
 
         def those() -> list[Area]:
             return [each for each in self.open_areas if _place(each).cache is cache]
@@ -498,6 +516,7 @@ class Sessions:
                     _place(area).discarded, area.last = False, None  # it goes on
             if _place(area).session is not None:
                 raise Busy(f"cache {cache.name} has a session that somebody has come into")
+            ended.append(area)
 
     async def close_all(self) -> None:
         """The end: every session is closed as if its holders had gone, and nothing is looked into any more."""

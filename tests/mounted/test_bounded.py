@@ -97,6 +97,20 @@ def test_a_call_that_waits_delays_no_other_request(unmounted, tmp_path, call, ac
     subprocess.run(["rm", "-rf", tree / "builds/slow"], check=True)
 
 
+def test_a_log_that_is_read_from_a_disk_delays_no_other_request(unmounted, tmp_path):
+    make_gate(tmp_path)
+    tree, said, left = unmounted, [], []
+    tree.mount_changed("pread", tmp_path)
+    zfsfs("build", tree.path, "done", "--", "echo", "printed")
+    log = open(tree / ".zfsfs/log/done", buffering=0, mode="rb")  # noqa: SIM115 - only its reading is to wait
+    other = threading.Thread(target=lambda: left.append(os.listdir(tree / "builds")), daemon=True)
+    with log, stopped(tmp_path, lambda tree: said.append(log.read(100)), tree):
+        other.start()
+        other.join(10)
+        assert left == [[]]
+    assert said == [b"printed\n"]
+
+
 def begin_slow(tree: Mounted) -> None:
     os.mkdir(tree / "builds/begun")
 

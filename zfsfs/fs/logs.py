@@ -18,12 +18,15 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
+import trio
+
 from zfsfs.builders.log import Reading, View, tail
 from zfsfs.errors import InvalidName
 from zfsfs.fs.caller import error
 from zfsfs.fs.control import Asker, Facts, File, Folder, Reader
 from zfsfs.names import BuildId
 from zfsfs.store import Event, FailedInfo, ResultInfo, Store
+from zfsfs.threads import in_thread
 
 #: Failed builds whose logs are still there.
 RECENT = 100
@@ -223,8 +226,13 @@ class _OpenLog:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._reading: Reading | None = None
+        self._lock = trio.Lock()  # what is cut out for one read decides where others are
 
     async def read(self, offset: int, size: int) -> bytes:
+        async with self._lock:
+            return await in_thread(self._read, offset, size)
+
+    def _read(self, offset: int, size: int) -> bytes:
         if self._reading is None:
             try:
                 self._reading = Reading(View(self._fd))

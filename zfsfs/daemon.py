@@ -55,6 +55,7 @@ log = logging.getLogger(__name__)
 #: Seconds that the kernel may take to write what it has gathered, then the requests that are under way to end, and
 #: then the look at who has something natively.
 _PATIENCE = 10.0
+_ENDING = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +260,10 @@ async def _announce(mountpoint: str, tree: Tree, ready: Callable[[int], None]) -
 
 
 async def _end_on_signal(files: Passthrough, kernel: Kernel, builders: Builders, serving: trio.CancelScope) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    for each in _ENDING:
+        # As which they are restored when this ends: one that comes yet again would cut the rest of the end short.
+        signal.signal(each, signal.SIG_IGN)
+    with trio.open_signal_receiver(*_ENDING) as signals:
         async for number in signals:
             log.info("%s: ending", signal.Signals(number).name)
             # While requests are answered: who waits for an answer can't be killed.

@@ -84,6 +84,22 @@ def test_what_is_written_after_the_daemons_end_changes_nothing_that_was_publishe
     tree.closed()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_who_can_not_wait_for_the_end_does_not_cut_it_short(unmounted, number):
+    words = ["mount", "--foreground", unmounted.store, unmounted.path, "--linger", "60", "--log", unmounted.log]
+    daemon = subprocess.Popen([sys.executable, "-m", "zfsfs", *words])
+    until(lambda: mounted_type(str(unmounted.path)) == FSTYPE and (unmounted / "caches").exists())
+    (unmounted / "caches/c").mkdir()
+    (unmounted / "caches/c/file").write_text("later")
+    while daemon.poll() is None:
+        daemon.send_signal(number)
+        time.sleep(0.003)
+    assert daemon.returncode == 0
+    assert mounted_type(str(unmounted.path)) is None
+    unmounted.mount()
+    assert (unmounted / "caches/c/file").read_text() == "later"
+
+
 def test_sigterm_discards_running_builds_and_keeps_results(tree):
     (tree / "builds/done").mkdir()
     (tree / "builds/done/file").write_text("x")

@@ -40,7 +40,7 @@ from zfsfs.fs.own_lane import WireOperations
 from zfsfs.fs.passthrough import Passthrough
 from zfsfs.fs.tree import Tree
 from zfsfs.fs.unlocked import Unlocked
-from zfsfs.fs.users import BUILD, FILE, MOST_OWN, OWN, SESSION, Users
+from zfsfs.fs.users import BUILD, FILE, MOST_OWN, MOST_WAITING, OWN, SESSION, WAIT, Users
 from zfsfs.fs.waiting import Ends, WaitFolder
 from zfsfs.fs.workers import Workers
 from zfsfs.names import Dataset
@@ -132,7 +132,13 @@ async def _serve(settings: Settings, ready: Callable[[int], None]) -> None:
 def _users(settings: Settings, store: Store) -> Users:
     """What ordinary users may have. A quarter of all descriptors is enough for one of them."""
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
-    most = {BUILD: settings.max_builds, SESSION: settings.max_sessions, FILE: files, OWN: MOST_OWN}
+    most = {
+        BUILD: settings.max_builds,
+        SESSION: settings.max_sessions,
+        FILE: files,
+        OWN: MOST_OWN,
+        WAIT: MOST_WAITING,
+    }
     return Users(most, lambda user, text: store.events.append("warning", user, text))
 
 
@@ -221,7 +227,7 @@ async def _builders(
     records = Records(tree.state("zfsfs-builders"))
     for name in await in_thread(records.end_all):
         tree.store.events.append("recovered", name, "a builder of the daemon before was still running, and is ended")
-    ends = Ends(tree.store)
+    ends = Ends(tree.store, tree.users)
     logs = Logs(tree.store, tree.state("zfsfs-logs"))
     logs.start(tree.store.builds.failed())
     tree.builders = Builders(

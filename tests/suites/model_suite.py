@@ -29,7 +29,7 @@ from zfsfs.fs.caller import Caller
 from zfsfs.fs.passthrough import Passthrough
 from zfsfs.fs.places import CachePlace
 from zfsfs.fs.tree import BUILDS, CACHES, RESULTS, Tree
-from zfsfs.fs.users import BUILD, FILE, OWN, SESSION, Users
+from zfsfs.fs.users import BUILD, FILE, OWN, SESSION, WAIT, Users
 from zfsfs.fs.workers import Workers
 from zfsfs.store import CacheInfo, Store, check
 from zfsfs.store.demand import QUIET
@@ -73,7 +73,7 @@ class World:
         await self.store.start()
         workers = Workers(1)
         try:
-            users = Users({kind: PLENTY for kind in (BUILD, SESSION, FILE, OWN)}, lambda user, text: None)
+            users = Users({kind: PLENTY for kind in (BUILD, SESSION, FILE, OWN, WAIT)}, lambda user, text: None)
             self.tree = Tree(self.store, 0.0, self._tell, users)
             self.files = Passthrough(self.tree.table, workers, users)
             await self.tree.start()

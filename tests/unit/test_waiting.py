@@ -11,8 +11,10 @@ import pytest
 import trio
 from errnos import failing
 
+from zfsfs.errors import Refused
 from zfsfs.fs.caller import Caller, Interruption
 from zfsfs.fs.control import Asker
+from zfsfs.fs.users import WAIT, Users
 from zfsfs.fs.waiting import Ends, WaitFolder
 from zfsfs.names import BuildId
 from zfsfs.store import EventLog
@@ -27,10 +29,11 @@ class World:
         self.running = {ONE: None}
         builds = SimpleNamespace(running=lambda: self.running, result=lambda ident: None, results=list)
         self.events = EventLog(lambda: 7.0)
-        self.ends = Ends(SimpleNamespace(builds=builds, events=self.events))
+        users = Users({WAIT: 200}, lambda user, text: None)
+        self.ends = Ends(SimpleNamespace(builds=builds, events=self.events), users)
 
-    async def open(self, flags: int = os.O_RDONLY):
-        return await WaitFolder(self.ends).find(b"one").open(Asker(0, flags))
+    async def open(self, flags: int = os.O_RDONLY, uid: int = 0):
+        return await WaitFolder(self.ends).find(b"one").open(Asker(uid, flags))
 
     def end(self) -> None:
         self.running = {}
@@ -42,21 +45,24 @@ def world():
     return World()
 
 
-async def test_all_readers_are_told_how_it_has_ended(world):
+async def test_all_readers_are_told_how_it_has_ended_and_one_users_are_not_all_there_may_be(world):
     said = []
 
-    async def read() -> None:
-        file = await world.open()
+    async def read(uid: int) -> None:
+        file = await world.open(uid=uid)
         said.append(json.loads(await file.read(0, 4096))["outcome"])
         file.close()
 
     async with trio.open_nursery() as nursery:
-        for _ in range(200):
-            nursery.start_soon(read)
+        for uid in [1] * 200 + [2, 0]:
+            nursery.start_soon(read, uid)
         await trio.testing.wait_all_tasks_blocked()
-        assert (world.ends.waiters, said) == (200, [])
+        assert said == []
+        with pytest.raises(Refused) as refusal:
+            await read(1)
+        assert refusal.value.errno == errno.EAGAIN
         world.end()
-    assert (world.ends.waiters, said) == (0, ["discarded"] * 200)
+    assert said == ["discarded"] * 202
 
 
 async def test_who_is_interrupted_is_let_go_alone(world):
@@ -78,7 +84,7 @@ async def test_who_is_interrupted_is_let_go_alone(world):
         await trio.testing.wait_all_tasks_blocked()
         readers[1].interruption.come()
         await trio.testing.wait_all_tasks_blocked()
-        assert (ended, world.ends.waiters) == ([(2, errno.EINTR), (1, errno.EINTR)], 1)
+        assert ended == [(2, errno.EINTR), (1, errno.EINTR)]
         world.end()
     assert ended[2:] == [(0, 0)]
     readers[0].interruption.come()  # too late

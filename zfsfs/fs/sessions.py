@@ -33,7 +33,7 @@ from zfsfs.fs.recent import Recent
 from zfsfs.fs.rules import CacheRuling
 from zfsfs.fs.showing import Showing
 from zfsfs.fs.turns import Holds, Turns, open_by
-from zfsfs.fs.users import SESSION, Users
+from zfsfs.fs.users import SESSION, WAIT, Users
 from zfsfs.names import CacheName, SessionName, cache
 from zfsfs.native.processes import Process
 from zfsfs.store import Outcome, Session, Store
@@ -173,7 +173,8 @@ class Sessions:
             # kernel's forgetting waits for comes here.
             await area.until(lambda: not place.telling)
             if place.locked:
-                await self._turns.take(area, caller, opens=opens)
+                with self._users.taking(WAIT, caller.uid):
+                    await self._turns.take(area, caller, opens=opens)
             async with place.cache.lock:
                 if place.stuck is not None:
                     raise DriverError(f"{place.name} can't be published yet: {place.stuck}", place.stuck.errno)

@@ -19,7 +19,6 @@ import trio
 from zfsfs.fs.area import Area
 from zfsfs.fs.caller import Caller, error
 from zfsfs.fs.places import CachePlace, SharedCache
-from zfsfs.fs.waiting import MOST
 from zfsfs.native.processes import Process, lineage
 from zfsfs.threads import in_thread
 
@@ -32,7 +31,6 @@ class Turns:
     def __init__(self, open_areas: set[Area], holds: Holds) -> None:
         self._open = open_areas
         self._holds = holds
-        self._waiting = 0
 
     @staticmethod
     def has(place: CachePlace, pid: int) -> bool:
@@ -76,9 +74,6 @@ class Turns:
 
     async def _wait(self, shared: SharedCache, ended: trio.Event, caller: Caller) -> None:
         """Until a session of the cache has closed, or its rules are others."""
-        if self._waiting >= MOST:
-            raise error(errno.EAGAIN)
-        self._waiting += 1
         shared.waiters += 1
         try:
             for area in shared.areas.values():
@@ -86,7 +81,6 @@ class Turns:
             with caller.interruptible():  # a builder is ended by cancellation
                 await ended.wait()
         finally:
-            self._waiting -= 1
             shared.waiters -= 1
 
 

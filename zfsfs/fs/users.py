@@ -1,4 +1,5 @@
-"""How much of what all share an ordinary user may have: builds, sessions and open files. Root may have any number.
+"""How much of what all share an ordinary user may have: builds, sessions, open files, calls that wait. Root may have
+any number.
 
 Guarantees: whatever one user opens or begins, the daemon has descriptors left for the others. Who is refused is told
 so by an errno, and everybody by an event that names the limit.
@@ -17,6 +18,8 @@ from zfsfs.errors import Refused
 
 #: Open files and directories in .zfsfs and of groups: each keeps its contents in memory.
 MOST_OWN = 256
+#: Calls that wait for a build's end or for their turn in a locked cache: each keeps a task.
+MOST_WAITING = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,7 @@ BUILD = Kind("builds that run", "--max-builds", errno.EDQUOT)
 SESSION = Kind("open sessions of caches", "--max-sessions", errno.EDQUOT)
 FILE = Kind("open files", "the daemon's limit of open files", errno.EMFILE)
 OWN = Kind("open files of .zfsfs", "no option", errno.EMFILE)
+WAIT = Kind("calls that wait", "no option", errno.EAGAIN)
 
 
 class Users:

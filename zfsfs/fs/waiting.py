@@ -19,11 +19,10 @@ import trio
 from zfsfs.errors import InvalidName
 from zfsfs.fs.caller import error
 from zfsfs.fs.control import Asker, Bytes, Facts, File, Folder, Reader
+from zfsfs.fs.users import WAIT, Users
 from zfsfs.names import BuildId
 from zfsfs.store import Event, Store
 
-#: Readers that may wait at once; each keeps a task.
-MOST = 500
 _REMEMBERED = 1000
 
 Line = dict[str, Any]
@@ -32,12 +31,12 @@ Line = dict[str, Any]
 class Ends:
     """How builds ended, and who waits for it. `details` is what is known of an end before it comes."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, users: Users) -> None:
         self._store = store
+        self.users = users
         self._ended: OrderedDict[BuildId, Line] = OrderedDict()
         self._waiting: dict[BuildId, set[Callable[[], None]]] = {}
         self.details: dict[BuildId, Line] = {}
-        self.waiters = 0
         store.events.subscribers.append(self._happened)
 
     def _happened(self, event: Event) -> None:
@@ -117,7 +116,7 @@ class _Wait:
         line = self._ends.line(self._ident)
         if line is not None:
             return Bytes(_packed(line))
-        return _Waiting(self._ends, self._ident, asker.flags)
+        return _Waiting(self._ends, self._ident, asker)
 
 
 def _packed(line: Line | None) -> bytes:
@@ -127,10 +126,10 @@ def _packed(line: Line | None) -> bytes:
 class _Waiting:
     """An open file of a build that had not ended when it was opened: it stays that of this build."""
 
-    def __init__(self, ends: Ends, ident: BuildId, flags: int) -> None:
+    def __init__(self, ends: Ends, ident: BuildId, asker: Asker) -> None:
         self._ends = ends
         self._ident = ident
-        self._flags = flags
+        self._asker = asker
         self._text: bytes | None = None
         self._event = trio.Event()
         self._notify: Callable[[], None] | None = None  # of all that poll: the kernel wakes them together
@@ -145,20 +144,12 @@ class _Waiting:
 
     async def read(self, offset: int, size: int) -> bytes:
         if self._text is None:
-            if self._flags & os.O_NONBLOCK:
+            if self._asker.flags & os.O_NONBLOCK:
                 raise error(errno.EAGAIN)
-            await self._wait()
+            with self._ends.users.taking(WAIT, self._asker.uid):
+                await self._event.wait()
         assert self._text is not None
         return self._text[offset : offset + size]
-
-    async def _wait(self) -> None:
-        if self._ends.waiters >= MOST:
-            raise error(errno.EAGAIN)
-        self._ends.waiters += 1
-        try:
-            await self._event.wait()
-        finally:
-            self._ends.waiters -= 1
 
     def ready(self, notify: Callable[[], None] | None) -> bool:
         if self._text is None and notify is not None:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from errnos import errno_of, failing
@@ -97,18 +98,26 @@ def test_a_call_that_waits_delays_no_other_request(unmounted, tmp_path, call, ac
     subprocess.run(["rm", "-rf", tree / "builds/slow"], check=True)
 
 
-def test_a_log_that_is_read_from_a_disk_delays_no_other_request(unmounted, tmp_path):
+def read_log(log: BinaryIO) -> None:
+    assert log.read(100) == b"printed\n"
+
+
+def look_at_log(log: BinaryIO) -> None:
+    assert os.stat(log.name).st_size == 8
+
+
+@pytest.mark.parametrize("action", [read_log, look_at_log])
+def test_a_log_that_is_read_from_a_disk_delays_no_other_request(unmounted, tmp_path, action):
     make_gate(tmp_path)
-    tree, said, left = unmounted, [], []
+    tree, left = unmounted, []
     tree.mount_changed("pread", tmp_path)
     zfsfs("build", tree.path, "done", "--", "echo", "printed")
     log = open(tree / ".zfsfs/log/done", buffering=0, mode="rb")  # noqa: SIM115 - only its reading is to wait
-    other = threading.Thread(target=lambda: left.append(os.listdir(tree / "builds")), daemon=True)
-    with log, stopped(tmp_path, lambda tree: said.append(log.read(100)), tree):
+    other = threading.Thread(target=lambda: left.append(os.listdir(tree / ".zfsfs/log")), daemon=True)
+    with log, stopped(tmp_path, lambda tree: action(log), tree):
         other.start()
         other.join(10)
-        assert left == [[]]
-    assert said == [b"printed\n"]
+        assert left == [["done"]]
 
 
 def begin_slow(tree: Mounted) -> None:

@@ -63,7 +63,9 @@ class Reader(Protocol):
 
 
 class File(Protocol):
-    """A file."""
+    """A file. `on_disk`: its attributes have to be read there."""
+
+    on_disk: bool
 
     def facts(self) -> Facts:
         """Its attributes, as they are now."""
@@ -74,6 +76,8 @@ class File(Protocol):
 
 class Folder:
     """A directory with what was put in it. Others may find their entries elsewhere."""
+
+    on_disk = False
 
     def __init__(self, mode: int = 0o755) -> None:
         self.mode = mode
@@ -94,6 +98,8 @@ class Folder:
 
 class Text:
     """A file whose contents are made when it is opened."""
+
+    on_disk = False
 
     def __init__(self, make: Callable[[], bytes]) -> None:
         self._make = make

@@ -193,6 +193,8 @@ class LogFolder(Folder):
 
 
 class _Log:
+    on_disk = True
+
     def __init__(self, logs: Logs, ident: BuildId) -> None:
         self._logs = logs
         self._ident = ident

@@ -114,9 +114,7 @@ class Operations(OwnOperations):
     @answered
     async def getattr(self, inode: int, ctx: object) -> Attributes:
         if inode < FIRST_INODE:
-            own = self._control.get(inode)
-            await self._grown(own)
-            return self._own_attributes(own)
+            return await self._grown_attributes(self._control.get(inode))
         entry: Attributes = self.attributes(await self.node(inode))
         return entry
 

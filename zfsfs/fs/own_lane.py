@@ -62,9 +62,13 @@ class WireOperations(Operations):
             return wire.UNTOLD, own.ino if name == b"." else own.key[0] or control.ROOT, wire.DIRECTORY
         if parent not in GROUPS or (parent, name) == (control.BUILDS, FAILED_BUILDS):
             own = self._control.find(parent, name)
-            packed: Any = self._own_attributes(own)
+            if own.entry.on_disk:
+                self._control.forget(own.ino, 0)  # unless the kernel knows it: it asks, if anybody wants to know more
+                return wire.UNTOLD, own.ino, wire.FILE
+            facts = own.entry.facts()
+            packed: Any = self._own_attributes(own, facts)
             own.lookups += 1
-            return packed, own.ino, own.entry.facts().mode >> 12
+            return packed, own.ino, facts.mode >> 12
         area = self._tree.find(GROUPS[parent], name)
         entry: Any = wire.UNTOLD
         root = area.root

@@ -9,7 +9,6 @@ import errno
 import operator
 import os
 import select
-import stat
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -20,7 +19,7 @@ from zfsfs.errors import DriverError, Missing
 from zfsfs.fs import control
 from zfsfs.fs.area import Area
 from zfsfs.fs.caller import Caller, error
-from zfsfs.fs.control import Control, Listing, Own, Reader
+from zfsfs.fs.control import Control, Facts, Listing, Own, Reader
 from zfsfs.fs.passthrough import Passthrough
 from zfsfs.fs.replies import answered, attributes, dot, own_attributes
 from zfsfs.fs.tree import BUILDS, CACHES, FAILED, RESULTS, Tree
@@ -69,17 +68,25 @@ class OwnOperations(pyfuse3.Operations):
 
     # Looking.
 
-    def _own_attributes(self, own: Own) -> Attributes:
-        return self.own_entry(own.ino, own.entry.facts(), self._born, passing=own.passing)
+    def _own_attributes(self, own: Own, facts: Facts) -> Attributes:
+        return self.own_entry(own.ino, facts, self._born, passing=own.passing)
+
+    @staticmethod
+    async def _facts(own: Own) -> Facts:
+        return await in_thread(own.entry.facts) if own.entry.on_disk else own.entry.facts()
+
+    async def _grown_attributes(self, own: Own) -> Attributes:
+        facts = await self._facts(own)
+        await self._grown(own, facts.size)
+        return self._own_attributes(own, facts)
 
     def folder_at_once(self, ino: int) -> Attributes | None:
         """The attributes of one of our own directories; None where it is a file, which may have grown."""
         own = self._control.get(ino)
-        return self._own_attributes(own) if stat.S_ISDIR(own.entry.facts().mode) else None
+        return self._own_attributes(own, own.entry.facts()) if isinstance(own.entry, control.Folder) else None
 
-    async def _grown(self, own: Own) -> None:
+    async def _grown(self, own: Own, size: int) -> None:
         """Tell the kernel that a file of ours has grown. With the writeback cache it believes its own size only."""
-        size = own.entry.facts().size
         if size > own.told:
             before, own.told = own.told, size
             try:
@@ -104,8 +111,11 @@ class OwnOperations(pyfuse3.Operations):
         if parent not in GROUPS or (parent, name) == (control.BUILDS, FAILED_BUILDS):
             own = self._control.find(parent, name)
             own.lookups += 1
-            await self._grown(own)
-            return self._own_attributes(own)
+            try:
+                return await self._grown_attributes(own)
+            except BaseException:
+                self._control.forget(own.ino, 1)  # of which the kernel gets to know nothing
+                raise
         return await self._known(self._tree.find(GROUPS[parent], name))
 
     def found_at_once(self, parent: int, name: bytes, pid: int) -> Attributes | None:
@@ -234,15 +244,14 @@ class OwnOperations(pyfuse3.Operations):
             try:
                 if name in (b".", b".."):
                     own = self._control.get(parent)
-                    entry = self._own_attributes(
-                        own if name == b"." else self._control.get(own.key[0] or control.ROOT)
-                    )
+                    own = own if name == b"." else self._control.get(own.key[0] or control.ROOT)
+                    entry = self._own_attributes(own, own.entry.facts())
                 elif parent in GROUPS and (parent, name) != (control.BUILDS, FAILED_BUILDS):
                     found = self._tree.find(GROUPS[parent], name)
                     entry = await self._root_of(found)
                 else:
                     found = self._control.find(parent, name)
-                    entry = self._own_attributes(found)
+                    entry = self._own_attributes(found, await self._facts(found))
             except (Missing, OSError):
                 continue  # it has gone since
             if not self.add_entry(token, name, entry, position + 1):

@@ -105,6 +105,8 @@ class WaitFolder(Folder):
 
 
 class _Wait:
+    on_disk = False
+
     def __init__(self, ends: Ends, ident: BuildId) -> None:
         self._ends = ends
         self._ident = ident

@@ -42,7 +42,7 @@ ENTRY_SIZE = 128
 #: What stands in the place of the attributes of what is only named in a listing.
 UNTOLD = bytes(ENTRY_SIZE)
 DIRENT = Struct("<QqII")  # inode, offset of the next, length of the name, type
-UNKNOWN, DIRECTORY = 0, 0o4  # of types
+UNKNOWN, DIRECTORY, FILE = 0, 0o4, 0o10  # of types
 _VALID = slice(24, 32)  # in an entry: for how long its attributes are good
 _NO_FRACTION = bytes(8)
 _ATTR_AT = 40  # where a file's attributes begin in an entry, with the inode first

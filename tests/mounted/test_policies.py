@@ -338,6 +338,15 @@ def test_who_waits_for_a_locked_cache_can_be_interrupted(tree, cache, holding):
     assert outcome(tree, "c") == "published"
 
 
+def test_who_has_left_a_locked_cache_waits_for_no_session_of_his_own(tree, cache, holding):
+    rule(cache, "policy", "locked")
+    ann = holding(cache, ANN)
+    ann.is_in()
+    assert ann.do('exec 9<&-; ls "$1@other"; ls "$1@third"; ls "$1"') == "file\n" * 3
+    ann.end()
+    tree.closed()
+
+
 def test_whoever_is_in_a_locked_cache_or_comes_of_who_is_may_come_again(tree, cache, holding):
     rule(cache, "policy", "locked")
     ann = holding(cache, ANN)

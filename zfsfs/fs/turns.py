@@ -55,7 +55,7 @@ class Turns:
             if not opens:
                 raise error(errno.EBUSY)
             for other in others:
-                if await self._belongs(other, family):
+                if await self._keeps(other, family):
                     raise error(errno.EDEADLK)
             await self._wait(place.cache, ended, caller)
 
@@ -67,9 +67,14 @@ class Turns:
             place.openers.add(family[0])
         return True
 
+    async def _keeps(self, area: Area, family: list[Process]) -> bool:
+        """Whether a session is held, and not only was opened, by one of these; we hold what builders use."""
+        return await (self._belongs if _place(area).uses else self._held)(area, family)
+
     async def _belongs(self, area: Area, family: list[Process]) -> bool:
-        if not _place(area).openers.isdisjoint(family):
-            return True
+        return not _place(area).openers.isdisjoint(family) or await self._held(area, family)
+
+    async def _held(self, area: Area, family: list[Process]) -> bool:
         return bool(family) and await self._holds(area, [each.pid for each in family])
 
     async def _wait(self, shared: SharedCache, ended: trio.Event, caller: Caller) -> None:

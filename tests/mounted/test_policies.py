@@ -292,6 +292,20 @@ def test_the_second_who_opens_a_locked_cache_waits_and_stops_nobody(tree, cache,
     assert outcome(tree, "c") == "unchanged"
 
 
+def test_one_command_after_another_changes_something_in_a_locked_cache(tree, cache):
+    rule(cache, "policy", "locked")
+    tree.umount()
+    tree.mount(30)
+    for session in (cache, tree / "caches/c@one"):
+        subprocess.run(["mkdir", session / f"of {session.name}"], check=True)
+        subprocess.run(["touch", session / f"of {session.name}/file"], check=True)
+    assert as_user(BOB, lambda: (cache / "file").write_text("of Bob's") and None) == ""
+    tree.umount()
+    tree.mount()
+    assert (cache / "file").read_text() == "of Bob's"
+    assert [os.listdir(cache / name) for name in ("of c", "of c@one")] == [["file"]] * 2
+
+
 def test_one_session_at_a_time_by_whichever_path(tree, cache, holding):
     rule(cache, "policy", "locked")
     ann = holding(tree / "caches/c@ann", ANN)

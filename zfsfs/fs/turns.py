@@ -3,7 +3,8 @@
 A session belongs to the process that opened it, to all that come of that, and to all that hold it already: with their
 working directory, an open file, or a mount of it in a mount namespace of their own (so a container is one). Whoever
 else opens something in the cache waits, until it has closed. That must be an open of what is there: who makes or
-removes something waits with a directory of the kernel's locked, and would stop those whose turn it is. For the same
+removes something waits with a directory of the kernel's locked, and would stop those whose turn it is; so he waits
+only for what nobody holds any more, to be released: one command after another may change something. For the same
 reason nobody waits who holds another session of the same cache (EDEADLK).
 
 Guarantee: who waits stops nobody, and can be interrupted.
@@ -12,6 +13,7 @@ Guarantee: who waits stops nobody, and can be interrupted.
 from __future__ import annotations
 
 import errno
+import math
 from collections.abc import Awaitable, Callable, Collection
 
 import trio
@@ -19,6 +21,7 @@ import trio
 from zfsfs.fs.area import Area
 from zfsfs.fs.caller import Caller, error
 from zfsfs.fs.places import CachePlace, SharedCache
+from zfsfs.fs.quiet import DRAIN
 from zfsfs.native.processes import Process, lineage
 from zfsfs.threads import in_thread
 
@@ -52,12 +55,15 @@ class Turns:
                 family = await in_thread(lineage, caller.pid)
             if mine and not others and await self._comes_of(area, place, family):
                 continue
-            if not opens:
+            if not opens and any(each.keepers or _place(each).holders for each in others or [area]):
                 raise error(errno.EBUSY)
-            for other in others:
+            for other in others if opens else ():
                 if await self._keeps(other, family):
                     raise error(errno.EDEADLK)
-            await self._wait(place.cache, ended, caller)
+            with trio.move_on_after(math.inf if opens else DRAIN) as patience:
+                await self._wait(place.cache, ended, caller)
+            if patience.cancelled_caught:
+                raise error(errno.EBUSY)
 
     async def _comes_of(self, area: Area, place: CachePlace, family: list[Process]) -> bool:
         session = place.session

@@ -107,6 +107,7 @@ class CachePlace:
     publisher: bool | None = None  # whether its session is of one who may publish, once that is decided
     locked: bool = False  # one session of the cache at a time
     uses: int = 0  # builders that have its session
+    refused: bool = False  # its rmdir has failed, and its session goes nowhere all the same
     openers: set[Process] = field(default_factory=set)  # whose turn it is, of a locked cache, as far as known
     holders: list[str] = field(default_factory=list)
 
@@ -146,8 +147,7 @@ class SharedCache:
     @property
     def at_rest(self) -> bool:
         """Whether no session is open or being opened, and the cache is not being deleted."""
-        places = [area.place for area in self.areas.values()]
-        open_ones = any(isinstance(place, CachePlace) and place.session is not None for place in places)
+        open_ones = any(cache_place(area).session is not None for area in self.areas.values())
         return not (self.opening or self.last or open_ones)
 
     @asynccontextmanager
@@ -172,3 +172,9 @@ class SharedCache:
 
 
 Place = BuildPlace | ResultPlace | FailedPlace | CachePlace
+
+
+def cache_place(area: Area) -> CachePlace:
+    """What an area of a cache is."""
+    assert isinstance(area.place, CachePlace)
+    return area.place

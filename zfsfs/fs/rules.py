@@ -18,7 +18,7 @@ from zfsfs.errors import Refused
 from zfsfs.fs.area import Area
 from zfsfs.fs.caller import Caller, error
 from zfsfs.fs.permission import WRITE, permits
-from zfsfs.fs.places import CachePlace
+from zfsfs.fs.places import CachePlace, cache_place
 from zfsfs.names import CacheName
 from zfsfs.store import Outcome, Policy, Publishers, Rules, Store
 from zfsfs.store.layout import POLICY, PUBLISHERS
@@ -45,7 +45,7 @@ class CacheRuling:
 
     def apply(self, area: Area) -> None:
         """Have an area of a cache be as its rules want it."""
-        place = _place(area)
+        place = cache_place(area)
         rules = self.of(place.name.cache)
         area.read_only = rules.policy is Policy.READ_ONLY
         place.locked = rules.policy is Policy.LOCKED
@@ -56,7 +56,7 @@ class CacheRuling:
 
     def claim(self, area: Area, uid: int, groups: Collection[int]) -> None:
         """A user is about to change something in a session. Raises Refused with EBUSY: it is not of his kind."""
-        place = _place(area)
+        place = cache_place(area)
         may = self.of(place.name.cache).publishers.include(uid, groups)
         if place.publisher is None:
             place.publisher = may
@@ -67,7 +67,7 @@ class CacheRuling:
 
     def withheld(self, area: Area) -> Outcome | None:
         """Why an open session can't be published; None when it can."""
-        place = _place(area)
+        place = cache_place(area)
         rules = self.of(place.name.cache)
         mine = place.publisher or (place.publisher is None and rules.publishers.everybody)
         if not mine or rules.policy in (Policy.NEVER, Policy.READ_ONLY):
@@ -85,7 +85,7 @@ class CacheRuling:
     def is_guest(area: Area, caller: Caller) -> bool:
         """Whether a user may read in a session and write nothing at its top: he keeps it open for himself, but keeps
         nobody from publishing or deleting."""
-        guests = _place(area).guests
+        guests = cache_place(area).guests
         known = guests.get(caller.uid)
         if known is None:
             known = guests[caller.uid] = not permits(area.fd, WRITE, caller.uid, caller.groups())
@@ -135,8 +135,3 @@ class CacheRuling:
         if place.session is None or value not in (b"yes", b"no"):
             raise error(errno.EINVAL)
         place.success = value == b"yes" and place.success is not False
-
-
-def _place(area: Area) -> CachePlace:
-    assert isinstance(area.place, CachePlace)
-    return area.place

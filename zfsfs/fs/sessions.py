@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 
@@ -23,21 +22,19 @@ import trio
 from zfsfs.driver import Driver, View
 from zfsfs.errors import Busy, DriverError, Missing, Stopped, ZfsfsError
 from zfsfs.fs.area import Area
-from zfsfs.fs.caller import Caller, error
+from zfsfs.fs.caller import Caller
 from zfsfs.fs.ending import Endings
 from zfsfs.fs.insisting import insist
 from zfsfs.fs.nodes import NodeTable, stale
-from zfsfs.fs.places import CachePlace, SharedCache
-from zfsfs.fs.quiet import closed, patience
+from zfsfs.fs.places import CachePlace, SharedCache, cache_place
 from zfsfs.fs.recent import Recent
 from zfsfs.fs.rules import CacheRuling
-from zfsfs.fs.showing import Showing
+from zfsfs.fs.showing import Showing, show_last
 from zfsfs.fs.turns import Holds, Turns, open_by
 from zfsfs.fs.users import SESSION, WAIT, Users
 from zfsfs.names import CacheName, SessionName, cache
 from zfsfs.native.processes import Process
 from zfsfs.store import Outcome, Session, Store
-from zfsfs.store.arriving import Arrive
 from zfsfs.store.views import close_view
 from zfsfs.threads import in_thread
 
@@ -76,10 +73,9 @@ class Sessions:
         self._scan = scan
         self._tell = tell
         self._shared: dict[CacheName, SharedCache] = {}
-        self._labels = Recent[Area](MOST_LABELS, lambda area: _place(area).session is None)
+        self._labels = Recent[Area](MOST_LABELS, lambda area: cache_place(area).session is None)
         self.nursery: trio.Nursery
         self.open_areas: set[Area] = set()
-        self._refused: set[Area] = set()  # those whose rmdir has failed: their sessions go nowhere all the same
         self._turns = Turns(self.open_areas, holds)
         self._leaving = False
         store.caches.renewed = self._renewed
@@ -97,14 +93,14 @@ class Sessions:
                 self._table, CachePlace(name, shared, outcome=shared.outcomes.get(bytes(name), ""))
             )
             if shared.last is not None:
-                _remove(area, shared.last)
+                show_last(area, shared.last)
             if not self._driver.stable_inodes:
                 area.shown = 0
-            area.on_forgotten = self._forgotten
+            area.on_forgotten = self.forgotten
             area.is_guest = self.ruling.is_guest
             self.ruling.apply(area)
             for other in self._labels.add(area) if name.label is not None else ():
-                self.nursery.start_soon(self._tell, bytes(_place(other).name), [])
+                self.nursery.start_soon(self._tell, bytes(cache_place(other).name), [])
         return area
 
     def waiters(self, name: CacheName) -> int:
@@ -113,7 +109,7 @@ class Sessions:
 
     def labelled(self) -> list[bytes]:
         """The paths of open sessions with a label, without what was removed and somebody still has open."""
-        names = ((area, _place(area).cache, _place(area).name) for area in self.open_areas)
+        names = ((area, cache_place(area).cache, cache_place(area).name) for area in self.open_areas)
         return [
             bytes(name)
             for area, cache, name in names
@@ -125,9 +121,10 @@ class Sessions:
         known = {area for shared in self._shared.values() for area in shared.areas.values()}
         return list(known | self.open_areas)
 
-    def _forgotten(self, area: Area) -> None:
+    def forgotten(self, area: Area) -> None:
+        """The kernel knows an area no more, or it was removed."""
         self._labels.drop(area)
-        place = _place(area)
+        place = cache_place(area)
         if place.cache.areas.get(bytes(place.name)) is area:
             del place.cache.areas[bytes(place.name)]
 
@@ -135,7 +132,7 @@ class Sessions:
 
     async def ready(self, area: Area) -> None:
         """See to it that the area shows something. Raises ESTALE when its cache is gone."""
-        place = _place(area)
+        place = cache_place(area)
         if place.discarded and area.view is None:
             raise stale()
         async with place.cache.lock:
@@ -153,7 +150,7 @@ class Sessions:
 
     def begun(self, area: Area, pid: int) -> bool:
         """Whether `begin` would have nothing to wait for."""
-        place = _place(area)
+        place = cache_place(area)
         if place.discarded:
             return True
         if not place.usable:
@@ -163,7 +160,7 @@ class Sessions:
     async def begin(self, area: Area, caller: Caller, *, opens: bool = False) -> None:
         """Open a session, unless it is open: a user is about to change something in it, or only to open it. Raises
         Refused; and what `Turns.take` does."""
-        place = _place(area)
+        place = cache_place(area)
         if place.discarded:
             if area.view is None:
                 raise stale()
@@ -194,7 +191,7 @@ class Sessions:
 
     def _may_open(self, area: Area, place: CachePlace) -> bool:
         """That nobody's turn has come since it was ours."""
-        others = (each for each in self.open_areas if _place(each).cache is place.cache and each is not area)
+        others = (each for each in self.open_areas if cache_place(each).cache is place.cache and each is not area)
         return not place.locked or not any(others)
 
     async def _open_for(self, area: Area, place: CachePlace, caller: Caller) -> None:
@@ -259,18 +256,18 @@ class Sessions:
         """A builder, of this user, uses an open session. Raises as `CacheRuling.claim`."""
         if area.gate is not None:
             self.ruling.claim(area, uid, groups)
-        _place(area).uses += 1
+        cache_place(area).uses += 1
         area.opened(writing=False)
 
     def admit(self, area: Area, pid: int) -> None:
         """Its command will come of this process."""
         process = Process.of(pid)
         if process is not None:
-            _place(area).openers.add(process)
+            cache_place(area).openers.add(process)
 
     def release(self, area: Area, *, success: bool, publishes: bool) -> None:
         """It has ended; what it has left in a session of its own may be published or not."""
-        place = _place(area)
+        place = cache_place(area)
         place.uses -= 1
         if place.session is not None:
             self.ruling.say(place, b"yes" if success else b"no")
@@ -282,7 +279,7 @@ class Sessions:
 
     async def _keep(self, area: Area) -> None:
         """Close the session when its last holder has gone."""
-        place = _place(area)
+        place = cache_place(area)
         said = ""
         while place.session is not None:
             await area.until(lambda: not area.keepers)
@@ -290,9 +287,9 @@ class Sessions:
                 if not place.discarded and await self._is_held(area):
                     continue
                 await self.close(area)
-                if (said or area in self._refused) and place.discarded and place.session is None:
-                    self._refused.discard(area)
-                    self._forgotten(area)  # whose rmdir has failed, so that the kernel still knows it
+                if (said or place.refused) and place.discarded and place.session is None:
+                    place.refused = False
+                    self.forgotten(area)  # whose rmdir has failed, so that the kernel still knows it
                     place.telling += 1
                     await self._tell_all([(area, [])])
             except (ZfsfsError, OSError, MemoryError) as failure:
@@ -309,7 +306,7 @@ class Sessions:
 
     async def _is_held(self, area: Area) -> bool:
         """Whether somebody came in the linger time, or holds the area otherwise."""
-        place = _place(area)
+        place = cache_place(area)
 
         def somebody() -> bool:
             return area.keepers > 0 or place.discarded
@@ -337,7 +334,7 @@ class Sessions:
     async def close(self, area: Area, *, force: bool = False) -> None:
         """End an open session: published, superseded, unchanged or discarded. With `force` open handles don't
         count. Does nothing when somebody came meanwhile."""
-        place = _place(area)
+        place = cache_place(area)
         told: list[tuple[Area, list[int]]] = []
         with trio.CancelScope(shield=True):
             async with place.cache.alone():
@@ -379,17 +376,17 @@ class Sessions:
                     if outcome is not Outcome.UNCHANGED or not self._endings.is_newest(session):
                         told.append(news)
                 for other, _ in told:
-                    _place(other).telling += 1
+                    cache_place(other).telling += 1
             self._table.closed(area.root)
         await self._tell_all(told)
 
     async def _tell_all(self, told: list[tuple[Area, list[int]]]) -> None:
         try:
             for other, inodes in told if not self._leaving else ():
-                await self._tell(bytes(_place(other).name), inodes)
+                await self._tell(bytes(cache_place(other).name), inodes)
         finally:
             for other, _ in told:
-                _place(other).telling -= 1
+                cache_place(other).telling -= 1
                 other.stir()
 
     def _renewed(self, name: CacheName) -> None:
@@ -408,116 +405,33 @@ class Sessions:
                 await close_view(self.showing.take_view(shared))
                 told = await self.showing.refresh_idle(shared)
                 for other, _ in told:
-                    _place(other).telling += 1
+                    cache_place(other).telling += 1
         except (ZfsfsError, OSError) as failure:
             log.warning("cache %s has a new version that can't be shown yet: %s", name, failure)
             return
         await self._tell_all(told)
 
-    # Ending by name.
+    # For those who end sessions by name.
 
-    async def discard(self, name: SessionName, arrive: Arrive) -> None:
-        """rmdir of a session's directory: what is in it goes nowhere. `arrive` is awaited before another begins."""
-        area = self.area(name)
-        _remove(area, await self._last(area))
-        if _place(area).session is not None:
-            await closed(area, arrive)
-            try:
-                await self.close(area)
-            except BaseException:
-                self._refused.add(area)
-                raise
-        await arrive()
-        self._refused.discard(area)
-        self._forgotten(area)
+    async def holders(self, area: Area) -> list[str]:
+        """Who holds an area without an open handle."""
+        return await self._scan(area, False) + await self._mappings(area)
 
-    async def delete(self, name: CacheName, arrive: Arrive) -> None:
-        """rmdir of a cache. Sessions that nobody holds any more don't count. `arrive` is awaited before the name is
-        gone. Raises Missing, Busy."""
-        area = self.area(SessionName(name))
-        cache = _place(area).cache
-        ended: list[Area] = []
-        mine = False
-        try:
-            await self._end_unheld(cache, arrive, ended)
-            last = await self._last(area)
-            async with cache.alone():
-                if cache.last is not None:
-                    raise Busy(f"cache {name} is being deleted")
-                # From here on nobody waits for this lock: the kernel holds one that the answer waits for.
-                cache.last, mine = last, True
-                for each in cache.areas.values():
-                    if _place(each).session is None:  # else somebody came, and the store says so
-                        _remove(each, last)
-                await close_view(self.showing.take_view(cache))
-            await self._store.caches.delete(name, arrive)
-        except BaseException:
-            if mine or cache.last is None:  # else it is another's to say
-                self._restore(cache, ended)
-            raise
-        gone = list(cache.areas.values())
-        cache.areas.clear()
-        del self._shared[name]
-        for each in gone:
-            if _place(each).name.label is not None:
-                # Not here and now: the kernel holds the directory's lock until this rmdir is answered.
-                self.nursery.start_soon(self._tell, bytes(_place(each).name), [each.root.ino])
+    def tell_soon(self, area: Area, inodes: list[int]) -> None:
+        """Have the kernel forget an area's names and the attributes of inodes. It may hold locks for our caller."""
+        cache_place(area).telling += 1
+        self.nursery.start_soon(self._tell_all, [(area, inodes)])
 
-    def _restore(self, cache: SharedCache, ended: list[Area]) -> None:
-        """A cache is not deleted after all. Of what it had in the sessions that were ended for that, the kernel still
-        knows."""
-        cache.last = None
-        for each in cache.areas.values():
-            place = _place(each)
-            if place.session is None:
-                place.discarded, each.last = False, None
-                if each in ended:
-                    place.telling += 1
-                    inodes = [each.root.ino, *(node.ino for node in self._table.beneath(each))]
-                    self.nursery.start_soon(self._tell_all, [(each, inodes)])
-
-    async def _last(self, area: Area) -> os.stat_result:
-        """The root of an area that is being removed."""
-        if area.last is None and area.view is None:
-            await self.ready(area)
-        return area.last or os.fstat(area.fd)
-
-    async def _end_unheld(self, cache: SharedCache, arrive: Arrive, ended: list[Area]) -> None:
-        """Close a cache's sessions, which are to be thrown away, and add them to `ended`. Raises Busy when somebody
-        holds one."""
-
-        def those() -> list[Area]:
-            return [each for each in self.open_areas if _place(each).cache is cache]
-
-        def not_open(area: Area) -> None:
-            if area.opens > area.guests:
-                opens = area.opens - area.guests
-                raise Busy(f"cache {cache.name} has a session that is held by {opens} open files")
-
-        looked_at = those()
-        for area in looked_at:
-            with trio.move_on_after(patience(arrive)):
-                await area.until(lambda area=area: area.opens <= area.guests)  # type: ignore[misc]
-            not_open(area)
-            held = await self._scan(area, False) + await self._mappings(area)
-            if held:
-                raise Busy(f"cache {cache.name} has a session that is held by {', '.join(held)}")
-        # Somebody may have come meanwhile; and before the first is thrown away it must be known that all can be.
-        mine = those()
-        if cache.opening or not set(mine) <= set(looked_at):
-            raise Busy(f"cache {cache.name} has a session that was opened just now")
-        for area in mine:
-            not_open(area)
-        for area in mine:
-            _remove(area, os.fstat(area.fd))
-            try:
-                await self.close(area, force=area.opens == area.guests)
-            finally:
-                if _place(area).session is not None and area.view is not None:
-                    _place(area).discarded, area.last = False, None  # it goes on
-            if _place(area).session is not None:
-                raise Busy(f"cache {cache.name} has a session that somebody has come into")
-            ended.append(area)
+    def gone(self, shared: SharedCache) -> None:
+        """A cache is deleted: its areas stand for nothing any more."""
+        areas = list(shared.areas.values())
+        shared.areas.clear()
+        del self._shared[shared.name]
+        for each in areas:
+            place = cache_place(each)
+            if place.name.label is not None:
+                # Not here and now: the kernel holds the directory's lock until the rmdir is answered.
+                self.nursery.start_soon(self._tell, bytes(place.name), [each.root.ino])
 
     async def close_all(self) -> None:
         """The end: every session is closed as if its holders had gone, and nothing is looked into any more."""
@@ -527,24 +441,8 @@ class Sessions:
             try:
                 await self.close(area, force=True)
             except (ZfsfsError, OSError) as failure:
-                log.warning("session %s can't be closed: %s", _place(area).name, failure)
-                await self._endings.bequeath(area, _place(area))
+                log.warning("session %s can't be closed: %s", cache_place(area).name, failure)
+                await self._endings.bequeath(area, cache_place(area))
         async with trio.open_nursery() as nursery:
             for shared in self._shared.values():
                 nursery.start_soon(close_view, self.showing.take_view(shared))
-
-
-def _place(area: Area) -> CachePlace:
-    place = area.place
-    if not isinstance(place, CachePlace):
-        raise error(errno.EINVAL)
-    return place
-
-
-def _remove(area: Area, last: os.stat_result) -> None:
-    """An area is being removed: its root shows as it was, and is not looked into any more, but by a session."""
-    place = _place(area)
-    place.discarded, area.last = True, last
-    if place.session is None:
-        area.detach()  # what it has belongs to all areas of its cache
-    area.stir()

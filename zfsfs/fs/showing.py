@@ -8,12 +8,14 @@ and on ZFS a mount. What was looked into the longest ago is let go of first, unt
 
 from __future__ import annotations
 
+import os
+
 import trio
 
 from zfsfs.driver import View
 from zfsfs.fs.area import Area
 from zfsfs.fs.nodes import stale
-from zfsfs.fs.places import CachePlace, SharedCache
+from zfsfs.fs.places import SharedCache, cache_place
 from zfsfs.fs.recent import Recent
 from zfsfs.store import Store
 from zfsfs.store.views import close_view
@@ -84,5 +86,13 @@ class Showing:
 
 
 def _idle(shared: SharedCache) -> list[Area]:
-    areas = shared.areas.values()
-    return [each for each in areas if isinstance(each.place, CachePlace) and each.place.session is None]
+    return [each for each in shared.areas.values() if cache_place(each).session is None]
+
+
+def show_last(area: Area, last: os.stat_result) -> None:
+    """An area is being removed: its root shows as it was, and is not looked into any more, but by a session."""
+    place = cache_place(area)
+    place.discarded, area.last = True, last
+    if place.session is None:
+        area.detach()  # what it has belongs to all areas of its cache
+    area.stir()

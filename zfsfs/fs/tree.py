@@ -29,6 +29,7 @@ from zfsfs.fs.nodes import NodeTable, stale
 from zfsfs.fs.permission import WRITE, permits
 from zfsfs.fs.places import BuildPlace, CachePlace, FailedPlace, Place, ResultPlace
 from zfsfs.fs.quiet import closed, not_native, not_written
+from zfsfs.fs.removing import Removals
 from zfsfs.fs.rules import CacheRuling
 from zfsfs.fs.sessions import Sessions
 from zfsfs.fs.sharing import Shared
@@ -76,6 +77,7 @@ class Tree:
         self.sessions = Sessions(
             store, self.table, linger, self.holders_of, tell, users, CacheRuling(store, rules or {}), self.is_held_by
         )
+        self._removals = Removals(store, self.table, self.sessions)
         self.device = -1
         self.stopped = ""
         self.builders: Builders | None = None
@@ -267,9 +269,9 @@ class Tree:
         else:
             session = SessionName.parse(name)
             if session.label is None:
-                await self.sessions.delete(session.cache, arrive)
+                await self._removals.delete(session.cache, arrive)
             else:
-                await self.sessions.discard(session, arrive)
+                await self._removals.discard(session, arrive)
 
     def may_publish(self, old: bytes, new: bytes) -> Area:
         """The build's area. Raises what `publish` would, as far as it is known."""

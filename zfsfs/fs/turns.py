@@ -20,7 +20,7 @@ import trio
 
 from zfsfs.fs.area import Area
 from zfsfs.fs.caller import Caller, error
-from zfsfs.fs.places import CachePlace, SharedCache
+from zfsfs.fs.places import CachePlace, SharedCache, cache_place
 from zfsfs.fs.quiet import DRAIN
 from zfsfs.native.processes import Process, lineage
 from zfsfs.threads import in_thread
@@ -43,11 +43,11 @@ class Turns:
     async def take(self, area: Area, caller: Caller, *, opens: bool) -> None:
         """Return when a process may come into a locked cache's area, or open a session there, or the cache is locked
         no more. Raises EBUSY: it would have to wait and can't, for it doesn't just open something; EINTR, EDEADLK."""
-        place = _place(area)
+        place = cache_place(area)
         family: list[Process] = []
         while place.locked:
             ended = place.cache.ended  # it tells of what closes while we look, too
-            others = [each for each in self._open if _place(each).cache is place.cache and each is not area]
+            others = [each for each in self._open if cache_place(each).cache is place.cache and each is not area]
             mine = place.session is not None
             if not others and (not mine or self.has(place, caller.pid)):
                 return
@@ -55,7 +55,7 @@ class Turns:
                 family = await in_thread(lineage, caller.pid)
             if mine and not others and await self._comes_of(area, place, family):
                 continue
-            if not opens and any(each.keepers or _place(each).holders for each in others or [area]):
+            if not opens and any(each.keepers or cache_place(each).holders for each in others or [area]):
                 raise error(errno.EBUSY)
             for other in others if opens else ():
                 if await self._keeps(other, family):
@@ -75,10 +75,10 @@ class Turns:
 
     async def _keeps(self, area: Area, family: list[Process]) -> bool:
         """Whether a session is held, and not only was opened, by one of these; we hold what builders use."""
-        return await (self._belongs if _place(area).uses else self._held)(area, family)
+        return await (self._belongs if cache_place(area).uses else self._held)(area, family)
 
     async def _belongs(self, area: Area, family: list[Process]) -> bool:
-        return not _place(area).openers.isdisjoint(family) or await self._held(area, family)
+        return not cache_place(area).openers.isdisjoint(family) or await self._held(area, family)
 
     async def _held(self, area: Area, family: list[Process]) -> bool:
         return bool(family) and await self._holds(area, [each.pid for each in family])
@@ -98,8 +98,3 @@ class Turns:
 def open_by(place: CachePlace, pid: int) -> None:
     """A session was opened by a process: it is its own, and its descendants'."""
     place.openers = {each for each in (Process.of(pid),) if each is not None}
-
-
-def _place(area: Area) -> CachePlace:
-    assert isinstance(area.place, CachePlace)
-    return area.place

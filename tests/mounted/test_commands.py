@@ -179,6 +179,17 @@ def test_a_foreground_daemon_ends_with_a_signal(unmounted):
         assert daemon.wait() == 0
 
 
+def test_a_service_manager_that_can_not_be_told_keeps_nothing_from_being_mounted(unmounted):
+    command = [sys.executable, "-m", "zfsfs", "mount", "-f", unmounted.store, unmounted.path, "--log", unmounted.log]
+    environment = {**os.environ, "NOTIFY_SOCKET": "vsock:2:1234"}
+    unmounted.log.touch()
+    with subprocess.Popen(list(map(str, command)), env=environment) as daemon:
+        until(lambda: daemon.poll() is not None or "can't be told" in unmounted.log.read_text())
+        assert (unmounted / "caches").exists()
+        daemon.terminate()
+        assert daemon.wait() == 0
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes an ordinary user")
 @pytest.mark.skipif(bool(os.environ.get("ZFSFS_TEST_POOL")), reason="a pool needs root")
 def test_an_ordinary_user_mounts_a_directory_for_itself(tmp_path_factory):

@@ -73,8 +73,11 @@ def tell_manager() -> None:
     """Tell the service manager, if there is one that waits for it, that the tree is usable (sd_notify(3))."""
     path = os.environ.pop("NOTIFY_SOCKET", "")  # not for builders
     if path:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.sendto(b"READY=1", f"\0{path[1:]}" if path.startswith("@") else path)
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+                sender.sendto(b"READY=1", f"\0{path[1:]}" if path.startswith("@") else path)
+        except OSError as failure:
+            logging.getLogger("zfsfs").warning("the service manager at %s can't be told: %s", path, failure.strerror)
 
 
 def _close_quietly(fd: int) -> None:

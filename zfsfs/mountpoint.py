@@ -18,8 +18,9 @@ _DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
 
 
 class _Mount(NamedTuple):
-    """What lies at `path`: `root` is the part of the filesystem that it is."""
+    """What lies at `path`: `root` is the part of the filesystem that it is, `device` the filesystem's number."""
 
+    device: str
     root: str
     path: str
     kind: str
@@ -36,7 +37,7 @@ def _mounts() -> Iterator[_Mount]:
     with open("/proc/self/mountinfo", "rb") as lines:
         for line in lines:
             before, _, after = line.partition(b" - ")
-            yield _Mount(*map(_unescaped, (*before.split(b" ")[3:5], *after.split(b" ")[:2])))
+            yield _Mount(*map(_unescaped, (*before.split(b" ")[2:5], *after.split(b" ")[:2])))
 
 
 def real(mountpoint: str) -> str:
@@ -64,6 +65,13 @@ def mounted_type(mountpoint: str) -> str | None:
 def trees() -> list[tuple[str, str]]:
     """The mounted trees that this process sees: what is served, and where."""
     return [(mount.source, mount.path) for mount in _mounts() if mount.is_tree]
+
+
+def serves(path: str) -> bool:
+    """Whether what is at a path is in a tree, or in a part of one that is mounted elsewhere. Raises OSError."""
+    st_dev = os.stat(path).st_dev
+    device = f"{os.major(st_dev)}:{os.minor(st_dev)}"
+    return any(mount.device == device and mount.kind == FSTYPE for mount in _mounts())
 
 
 def tree_above(path: str) -> str | None:

@@ -121,6 +121,14 @@ def test_what_is_not_in_a_tree_is_a_mistake(tree, tmp_path):
         assert "zfsfs: " in zfsfs("who", path, expect=2).stderr
 
 
+@pytest.mark.parametrize("text", [b"no JSON", b'{"x": 1}', b'[{"what": "\\u001b[2J"}]'])
+def test_what_somebody_says_of_a_file_elsewhere_is_not_looked_at(tmp_path, text):
+    (tmp_path / "file").touch()
+    os.setxattr(tmp_path / "file", "user.zfsfs.holders", text)
+    done = zfsfs("who", tmp_path / "file", expect=2)
+    assert (done.stdout, done.stderr.count("\n")) == ("", 1)
+
+
 @pytest.mark.parametrize("verb", ["discard", "delete"])
 def test_what_is_removed_while_it_is_open_goes_later_and_the_events_name_who_has_it(tree, build, verb):
     folder = build

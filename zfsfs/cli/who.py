@@ -33,12 +33,15 @@ def _who(options: argparse.Namespace) -> None:
     path = options.path if os.path.lexists(options.path) else _path_of_dataset(options.path)
     if path is None:
         return
+    kind = "a directory or file in a mounted tree"
+    nothing = UsageError(f"{shown(os.fsencode(path))} is not {kind}; try the directory above")
+    if not mountpoints.serves(path):  # elsewhere anybody may have made up the attribute
+        raise nothing
     try:
         found: list[dict[str, Any]] = json.loads(os.getxattr(path, _NAME))
     except OSError as failure:
         if failure.errno in (errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM):
-            kind = "a directory or file in a mounted tree"
-            raise UsageError(f"{shown(os.fsencode(path))} is not {kind}; try the directory above") from None
+            raise nothing from None
         raise
     if options.json:
         print(json.dumps(found, indent=1))

@@ -11,6 +11,8 @@ from typing import Any
 
 from comparing import compared, look, opened, tried, write
 
+from zfsfs.syscalls import directory_entries
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.opendir.restype = ctypes.c_void_p
 _libc.readdir.restype = ctypes.c_void_p
@@ -216,3 +218,16 @@ def test_find_and_ls_agree():
         write(f"{number}/a/file")
     for command in (["find", ".", "-type", "d"], ["find", ".", "-links", "2"], ["ls", "-aR"]):
         yield sorted(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines())
+
+
+def test_a_directory_is_listed_in_parts_however_much_somebody_asks_for_at_once(places):
+    folder = places.roots["build"] / "parts"
+    folder.mkdir()
+    for number in range(3000):
+        (folder / str(number)).touch()
+    fd = os.open(folder, os.O_RDONLY)
+    parts = list(iter(lambda: directory_entries(fd, 1 << 20), []))
+    os.close(fd)
+    listed = [name for part in parts for name, _, _ in part]
+    assert sorted(listed) == sorted([b".", b"..", *(b"%d" % number for number in range(3000))])
+    assert max(map(len, parts)) < 500, "nobody else is answered meanwhile"

@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 SILENT = b""
 #: What the kernel asks for before it writes into a file: writing takes capabilities away.
 _CAPABILITY = b"security.capability"
+#: Bytes in a part of a listing, some 400 names: whoever has room for more in getdents64(2) asks again.
+_MOST_LISTED = 1 << 16
 
 
 class Answer(Protocol):
@@ -56,6 +58,12 @@ Handler = Callable[["Lane", int, int, Context, memoryview], bytes | None]
 
 def _name(body: memoryview) -> bytes:
     return bytes(body[:-1])
+
+
+def _part(body: memoryview) -> tuple[int, int, int]:
+    """Which directory is to be listed from where, and in how many bytes."""
+    number, offset, size = wire.READ_IN.unpack_from(body)
+    return number, offset, min(size, _MOST_LISTED)
 
 
 class Lane:
@@ -114,7 +122,7 @@ class Lane:
         elif ctx.cut is not None:
             await self._files.cut(*ctx.cut, ctx)
         elif opcode == wire.READDIRPLUS:
-            number, offset, size = wire.READ_IN.unpack_from(body)
+            number, offset, size = _part(body)
             handle = self._files.handles[number]
             assert isinstance(handle, DirectoryHandle)
             await warm_listing(self._files.workers, handle, offset, size)
@@ -387,7 +395,7 @@ class Lane:
         return wire.OPENED.pack(handle.fd, how, 0)
 
     def readdirplus(self, unique: int, ino: int, ctx: Context, body: memoryview) -> bytes | None:
-        number, offset, size = wire.READ_IN.unpack_from(body)
+        number, offset, size = _part(body)
         if number >= FIRST_OWN_HANDLE:
             return self._ops.listed(number, offset, size) or wire.DONE
         self._tree.running()

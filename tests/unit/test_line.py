@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import socket
 from contextlib import suppress
@@ -145,6 +146,25 @@ class Ready(Forgetful):
 def forget(count: int) -> bytes:
     body = wire.U64.pack(count)
     return Struct("<IIQQIIII").pack(wire.HEADER_SIZE + len(body), wire.FORGET, 0, 7, 0, 0, 0, 0) + body
+
+
+async def test_others_have_their_turn_while_the_kernel_gives_back_all_it_knows():
+    kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pyfuse3, outer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    served = Line(os.dup(device.fileno()), outer)
+    served.lane = lane = Forgetful()  # type: ignore[assignment]
+    kernel.send(request(wire.BATCH_FORGET, 2, wire.TWO_U32.pack(10_000, 0) + wire.FORGET_ONE.pack(70, 1) * 10_000))
+    seen = [0]
+    async with trio.open_nursery() as served._nursery:
+        served._take(os.readv(device.fileno(), [served._view]))
+        while lane.forgotten < 10_000:
+            await trio.lowlevel.checkpoint()
+            seen.append(lane.forgotten)
+        seen.append(lane.forgotten)
+    assert max(after - before for before, after in itertools.pairwise(seen)) <= 2000
+    served.close()
+    for end in (kernel, device, pyfuse3):
+        end.close()
 
 
 def test_the_event_loop_gets_its_turn_while_requests_keep_coming(clock):

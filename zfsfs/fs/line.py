@@ -61,6 +61,8 @@ TURN = 4e-3
 IDLE = 1.0
 #: The most replies that are held back (of four processes at work each then waits a tenth less).
 _MOST_HELD = 4
+#: How many inodes are forgotten before the event loop gets a turn.
+_FEW_FORGOTTEN = 1000
 #: The caller was killed and its request withdrawn, or the mount is gone.
 _GONE = (errno.ENOENT, errno.ENODEV, errno.EBADF)
 #: Bytes in a write, and in a read.
@@ -312,8 +314,11 @@ class Line:
             self.lane.forget(ino, *wire.U64.unpack_from(body))
         elif opcode == wire.BATCH_FORGET:
             (count,) = wire.U32.unpack_from(body)
-            for each in wire.FORGET_ONE.iter_unpack(body[8 : 8 + 16 * count]):
-                self.lane.forget(*each)
+            numbers = bytes(body[8 : 8 + 16 * count])
+            if count > _FEW_FORGOTTEN:
+                self._nursery.start_soon(self._forget_slowly, numbers)
+            else:
+                self._forget(numbers)
         elif opcode == wire.INTERRUPT:
             self._interrupt(*wire.U64.unpack_from(body))
         else:
@@ -322,6 +327,18 @@ class Line:
             self._pass(size)
             return False
         return True
+
+    def _forget(self, numbers: bytes) -> None:
+        for each in wire.FORGET_ONE.iter_unpack(numbers):
+            self.lane.forget(*each)
+
+    async def _forget_slowly(self, numbers: bytes) -> None:
+        """The kernel gives back up to 65000 inodes in one go: they may be forgotten later, and others are answered
+        meanwhile."""
+        step = _FEW_FORGOTTEN * wire.FORGET_ONE.size
+        for start in range(0, len(numbers), step):
+            self._forget(numbers[start : start + step])
+            await trio.lowlevel.checkpoint()
 
     def _interrupt(self, unique: int) -> None:
         """Who waits for the answer to a request has got a signal or is killed, and goes when that is answered; this

@@ -29,13 +29,13 @@ from zfsfs.names import Dataset, Snapshot
 
 
 @contextmanager
-def no_room(driver: Driver) -> Iterator[None]:
-    """Nothing moves from one group to another, as with a quota of ZFS that is exceeded."""
+def no_room(driver: Driver, failure: type[ZfsfsError] = NoSpace) -> Iterator[None]:
+    """Nothing moves from one group to another, as with a quota of ZFS that is exceeded, or keys of their own."""
     rename = driver.rename
 
     def refuse(old: Dataset, new: Dataset) -> None:
         if old.group != new.group:
-            raise NoSpace(f"{old} can't become {new}: a quota is reached")
+            raise failure(f"{old} can't become {new}")
         rename(old, new)
 
     driver.rename = refuse  # type: ignore[method-assign]

@@ -494,11 +494,14 @@ class StoreSuite:
 
     # what can't be done at once
 
-    async def test_what_is_given_up_in_a_full_store_is_destroyed(self, store: Store, driver: Driver) -> None:
+    @pytest.mark.parametrize("failure", [NoSpace, DriverError])
+    async def test_what_is_given_up_and_can_not_move_is_destroyed(
+        self, store: Store, driver: Driver, failure: type[ZfsfsError]
+    ) -> None:
         await filled(store, "one")
         await build(store, b"a", "a")
         await store.builds.start(BuildName(B, A), ME, 0o755)
-        with no_room(driver):
+        with no_room(driver, failure):
             await store.builds.discard(B)
             await store.builds.delete(A)
             await store.caches.delete(NPM)

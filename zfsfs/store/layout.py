@@ -5,7 +5,7 @@
     cache-tmp/N-c-NAME      a session's clone of a cache, or one kept ready; or a head that a release has replaced
     cache-tmp/N-r-TEXT      rubbish: given up as a whole, its foreign snapshots and its clones in cache-tmp too.
                             A cache under construction lies here as well: it exists from its rename on
-    result/.gone-N-TEXT     rubbish as well, likewise in cache: where there was no room to move it to cache-tmp.
+    result/.gone-N-TEXT     rubbish as well, likewise in cache: where it could not be moved to cache-tmp.
                             Datasets kept ready for builds are called so, too, and for a moment that of
                             a build that got one (see `fresh` and `naming`)
     cache-tmp/N-f-ID        a build that failed and is kept; where there are several of an ID, the highest N counts

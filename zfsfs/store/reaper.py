@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import trio
 
 from zfsfs.driver import DatasetInfo, Destroy, DestroySnapshot, Driver, View
-from zfsfs.errors import Busy, Missing, NoSpace, StoreError, ZfsfsError
+from zfsfs.errors import Busy, DriverError, Missing, NoSpace, StoreError, ZfsfsError
 from zfsfs.names import Dataset, cache_of
 from zfsfs.store.events import EventLog
 from zfsfs.store.layout import foreign, is_junk, junk
@@ -52,12 +52,13 @@ def bury(driver: Driver, dataset: Dataset, number: int, text: str) -> Dataset:
     """Make rubbish of a dataset, by one rename; returns what it is called now. Raises what `rename` raises.
 
     On ZFS what moves to another group needs room there, even where that is the room that it takes up itself: once a
-    quota is exceeded, be it by a block, nothing moves. Within a group nobody asks (dsl_dir_rename_check).
+    quota is exceeded, be it by a block, nothing moves. Within a group nobody asks (dsl_dir_rename_check). Nor does
+    what is encrypted move to where another key is used.
     """
     grave = junk(number, text)
     try:
         driver.rename(dataset, grave)
-    except NoSpace:
+    except (NoSpace, DriverError):
         grave = junk(number, text, dataset.group)
         driver.rename(dataset, grave)
     return grave

@@ -57,6 +57,21 @@ def test_groups_that_are_there_keep_their_properties(pool: str) -> None:
     assert zfs("get", "-Ho", "value", "atime", f"{pool}/cache") == "off"
 
 
+def test_names_are_bytes_and_no_snapshots_among_them(pool: str) -> None:
+    from zfsfs.zfs.driver import ZfsDriver
+
+    odd, names = f"{pool}/odd", [b"file", b"FILE", b"\xff", b"e\xcc\x81", b"\xc3\xa9"]
+    zfs("create", "-o", "casesensitivity=insensitive", "-o", "normalization=formC", "-o", "snapdir=visible", odd)
+    driver = ZfsDriver(odd)
+    driver.prepare()
+    driver.create(A)
+    with viewing(driver, A, writable=True) as root:
+        for name in names:
+            os.close(os.open(name, os.O_CREAT | os.O_EXCL, dir_fd=root))
+        assert sorted(map(os.fsencode, os.listdir(root))) == sorted(names)
+    driver.close()
+
+
 def test_an_error_that_can_be_foreseen_leaves_the_whole_batch_undone(driver: ZfsDriver) -> None:
     driver.create(A)
     driver.create(B)

@@ -39,9 +39,14 @@ from zfsfs.names import Dataset, PoolName, Snapshot, shown
 from zfsfs.zfs import changes, health, library, programs
 from zfsfs.zfs.views import look_into, mount
 
-# Groups stay out of every mount table, and so does what is made in them. Numbers as zfs.h has them:
-# canmount=off, acltype=posix, xattr=sa, atime=off.
-_GROUP_PROPERTIES = {b"mountpoint": b"none", b"canmount": 0, b"acltype": 1, b"xattr": 2, b"atime": 0}
+# Groups stay out of every mount table, and so does what is made in them. No directory lists a .zfs, at which rm -r
+# would stop, and names are their bytes, as the kernel's cache of them has it. Numbers as zfs.h has them:
+# canmount=off, acltype=posix, xattr=sa, atime=off, snapdir=hidden, casesensitivity=sensitive, normalization=none,
+# utf8only=off.
+_GROUP_PROPERTIES = {
+    b"mountpoint": b"none", b"canmount": 0, b"acltype": 1, b"xattr": 2, b"atime": 0, b"snapdir": 0,
+    b"casesensitivity": 0, b"normalization": 0, b"utf8only": 0,
+}  # fmt: skip
 _LOCK = "lock"
 _SNAPSHOT_TRIES = 5
 

@@ -359,6 +359,25 @@ def test_a_file_with_as_many_links_as_there_may_be_is_copied(
         assert [(len(os.listdir(root)), each.st_nlink) for each in found] == [(6, 6)]
 
 
+def test_the_space_of_a_tree_is_told_though_something_goes_meanwhile(
+    driver: DirectoryDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver.create(A)
+    write(driver, A, "text")
+    with viewing(driver, A, writable=True) as root:
+        os.mkdir("folder", dir_fd=root)
+        access = os.access
+
+        def goes(name: str, mode: int, *, dir_fd: int) -> bool:
+            readable = access(name, mode, dir_fd=dir_fd)
+            if name == "folder":
+                os.rmdir(name, dir_fd=dir_fd)
+            return readable
+
+        monkeypatch.setattr(os, "access", goes)
+        assert driver.space(A).referenced > 0
+
+
 def test_a_very_deep_tree_is_cloned_and_destroyed(driver: DirectoryDriver) -> None:
     driver.create(A)
     depth = 1200  # more than a process may have descriptors, and longer than a path may be

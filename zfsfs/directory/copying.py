@@ -56,7 +56,7 @@ def remove_tree(trees: int, name: str) -> None:
 
 
 def tree_size(trees: int, name: str) -> int:
-    """Bytes that a tree's files and directories take; what can't be read counts as nothing."""
+    """Bytes that a tree's files and directories take; what can't be read, or changes meanwhile, may not count."""
     total, seen = 0, set[int]()
 
     def count(fd: int) -> list[str]:
@@ -81,7 +81,8 @@ def tree_size(trees: int, name: str) -> int:
     root = open_readable(trees, name)
     if root >= 0:
         total += os.fstat(root).st_blocks * 512
-        _walk(root, count, lambda parent, below: None, open_readable)
+        with suppress(OSError):  # where we are has gone, or was moved
+            _walk(root, count, lambda parent, below: None, open_readable)
     return total
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import termios
 from contextlib import closing
 
 import pytest
@@ -214,6 +216,23 @@ def test_who_reads_no_more_is_noticed_by_the_command(tree):
         process.stdout.close()
         assert process.wait() == 128 + signal.SIGPIPE
     assert log_of(tree, "one").startswith("y\ny\n")
+    nothing_left(tree)
+
+
+def test_an_output_that_nobody_reads_keeps_no_interrupted_build_from_its_end(tree):
+    reader, writer = os.pipe()
+    command = [sys.executable, "-m", "zfsfs", "build", tree.path, "one", "--", "sh", "-c", "yes"]
+    with subprocess.Popen(command, stdout=writer, stderr=subprocess.PIPE, text=True) as process:
+        os.close(writer)
+        full = fcntl.fcntl(reader, fcntl.F_GETPIPE_SZ)
+        until(lambda: int.from_bytes(fcntl.ioctl(reader, termios.FIONREAD, bytes(4)), sys.byteorder) == full)
+        process.terminate()
+        try:
+            _, err = process.communicate(timeout=30)
+        finally:
+            os.close(reader)
+    assert process.returncode == 143
+    assert "is discarded" in err
     nothing_left(tree)
 
 

@@ -102,6 +102,7 @@ class _Run:
         self._made: os.stat_result | None = None
         self._child = -1  # its pidfd: it may have ended when a signal comes
         self._signals: list[int] = []
+        self._output: Output | None = None  # while the command runs
 
     def carry_out(self, command: Sequence[str], *, native: bool) -> int:
         """All of it; returns the exit code."""
@@ -176,11 +177,13 @@ class _Run:
             # A second one means it. What a terminal sends the command has had already; twice does no harm.
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._child, number if len(self._signals) == 1 else signal.SIGKILL)
+            if self._output is not None:
+                self._output.hurry()
 
     def _command(self, command: Sequence[str], *, native: bool) -> int:
         if self._signals:
             return 1
-        output = self._output()
+        output = self._output = self._kept_output()
         try:
             pid = self._start(command, output, native=native)
             if pid == 0:
@@ -190,6 +193,7 @@ class _Run:
             _, status = os.waitpid(pid, 0)
             code = os.waitstatus_to_exitcode(status)
         finally:
+            self._output = None
             if output is not None:
                 output.finish()
         return 128 - code if code < 0 else code
@@ -209,7 +213,7 @@ class _Run:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def _output(self) -> Output | None:
+    def _kept_output(self) -> Output | None:
         from zfsfs.cli.output import Output
 
         try:

@@ -22,6 +22,8 @@ from zfsfs.native.client import output_of
 _CHUNK = 1 << 16
 #: Bytes that a command can be ahead of us; more is not waited for when it has ended.
 _PIPE = 1 << 20
+#: Seconds that who reads may take for the rest, when the command was ended by a signal.
+_UNREAD = 1.0
 #: Seconds that the daemon may take for the rest of a log.
 _PATIENCE = 10.0
 
@@ -81,6 +83,8 @@ class Output:
         one, two = (os.fstat(number) for number in (1, 2))
         same = (one.st_dev, one.st_ino, one.st_rdev) == (two.st_dev, two.st_ino, two.st_rdev)
         self._channels = [_Channel(numbers) for numbers in ([(1, 2)] if same else [(1,), (2,)])]
+        self._pidfd = -1
+        self._passing: _Channel | None = None
 
     def become(self) -> None:
         """In the child: print there."""
@@ -90,6 +94,7 @@ class Output:
 
     def attend(self, pidfd: int) -> None:
         """Pass on what is printed until the process has ended; what others print afterwards is lost."""
+        self._pidfd = pidfd
         if any(each.terminal for each in self._channels):
             signal.signal(signal.SIGWINCH, self._resize)
         poll = select.poll()
@@ -111,6 +116,18 @@ class Output:
             self._carry(channel, _PIPE)
             os.close(channel.ours)
 
+    def hurry(self) -> None:
+        """The command was told to end, and we with it: once it has, nobody is waited for who does not read."""
+        signal.signal(signal.SIGALRM, self._give_up)
+        signal.setitimer(signal.ITIMER_REAL, _UNREAD, _UNREAD)
+
+    def _give_up(self, *_: object) -> None:
+        if self._passing is not None and select.select([self._pidfd], [], [], 0)[0]:
+            null = os.open(os.devnull, os.O_WRONLY)
+            for number in self._passing.numbers:
+                os.dup2(null, number)  # where the write that is under way goes on
+            os.close(null)
+
     def _resize(self, *_: object) -> None:
         for channel in self._channels:
             channel.resize()
@@ -121,7 +138,11 @@ class Output:
             data = channel.read()
             if data is None:
                 return True
-            if not data or not channel.pass_on(data):
+            if not data:
+                return False
+            self._passing = channel
+            is_read, self._passing = channel.pass_on(data), None
+            if not is_read:
                 return False
             self._keep(data)
             most -= len(data)
@@ -138,6 +159,7 @@ class Output:
 
     def finish(self) -> None:
         """Wait until the log is whole."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
         if self._log is not None:
             with self._log, suppress(OSError):
                 self._log.settimeout(_PATIENCE)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import signal
+import struct
 import subprocess
 import sys
 import termios
@@ -206,6 +208,42 @@ def test_on_a_terminal_the_command_prints_to_one_too(tree, tmp_path):
     assert done.returncode == 0, done.stdout
     assert log_of(tree, "one") == "33 77\na\nb"
     assert b"33 77\r\na\r\nb" in done.stdout
+
+
+#: Says how wide its output is when it is told that this has changed.
+WIDTH = """
+import os, signal
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGWINCH])
+print("in", flush=True)
+while signal.sigwait([signal.SIGWINCH]):
+    print(os.get_terminal_size(1).columns, flush=True)
+"""
+
+
+def test_a_terminal_that_becomes_another_size_is_so_for_the_command(tree):
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "zfsfs", "build", tree.path, "one", "--", sys.executable, "-c", WIDTH]
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    ) as process:  # fmt: skip
+        os.close(theirs)
+        seen = bytearray()
+
+        def last_line() -> bytes:
+            if select.select([ours], [], [], 0)[0]:
+                seen.extend(os.read(ours, 4096))
+            return bytes(seen.rstrip().rpartition(b"\n")[2])
+
+        try:
+            until(lambda: last_line() == b"in")
+            for columns in range(50, 60):
+                fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("=HHHH", 24, columns, 0, 0))
+                until(lambda columns=columns: last_line() == b"%d" % columns)
+        finally:
+            process.terminate()
+            assert process.wait(30) == 143
+    os.close(ours)
 
 
 def test_who_reads_no_more_is_noticed_by_the_command(tree):

@@ -45,10 +45,13 @@ class _Channel:
             self.ours, self.theirs = os.pipe()
         os.set_blocking(self.ours, False)
 
-    def resize(self) -> None:
-        """Take over the terminal's size."""
-        with suppress(OSError):
-            fcntl.ioctl(self.ours, termios.TIOCSWINSZ, fcntl.ioctl(self.target, termios.TIOCGWINSZ, b"\0" * 8))
+    def resize(self) -> bool:
+        """Take over the terminal's size. Whether it was another."""
+        with suppress(OSError):  # it is no terminal
+            before, now = (fcntl.ioctl(fd, termios.TIOCGWINSZ, b"\0" * 8) for fd in (self.ours, self.target))
+            fcntl.ioctl(self.ours, termios.TIOCSWINSZ, now)
+            return before != now
+        return False
 
     def read(self) -> bytes | None:
         """What there is; None when there is nothing now, b'' at the end."""
@@ -129,8 +132,8 @@ class Output:
             os.close(null)
 
     def _resize(self, *_: object) -> None:
-        for channel in self._channels:
-            channel.resize()
+        if any([channel.resize() for channel in self._channels]):
+            os.kill(0, signal.SIGWINCH)  # who was told with us may have looked before
 
     def _carry(self, channel: _Channel, most: int) -> bool:
         """Carry about so many bytes, as far as they are there; False at the end."""

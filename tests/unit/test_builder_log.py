@@ -56,6 +56,22 @@ def test_a_follower_is_told_what_it_missed(tmp_path):
     os.close(fd)
 
 
+def test_who_misses_something_again_and_again_takes_no_memory_for_it(tmp_path):
+    fd = opened(tmp_path / "log")
+    writer, reading = Writer(fd, 8), Reading(View(fd))
+    writer.write(b"abcd")
+    offset = len(whole(reading))
+    for number in range(3000):
+        writer.write(b"%06d" % number)
+        found = whole(reading, offset, 64)
+        offset += len(found)
+    assert found == b"\n[zfsfs: 2 bytes are cut out here]\n2999"
+    assert len(reading._pieces) <= 1000
+    assert reading.read(offset - 4, 64) == b"2999"
+    assert whole(reading) == b"abcd"
+    os.close(fd)
+
+
 def test_what_is_no_log(tmp_path):
     fd = opened(tmp_path / "log")
     with pytest.raises(ValueError, match="no log"):

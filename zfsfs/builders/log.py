@@ -20,6 +20,8 @@ _MAGIC = b"zfslog1\n"
 _HEADER = struct.Struct("<8sQQQQ")
 _COUNTS = struct.Struct("<QQ")
 _COUNTS_AT = _HEADER.size - _COUNTS.size
+#: Pieces that one reader's way may have; each gap makes two.
+_MOST = 1000
 
 
 class Writer:
@@ -94,7 +96,8 @@ class View:
 
 
 class Reading:
-    """One reader's way through a log: offsets count what it was given, with a mark where something is cut."""
+    """One reader's way through a log: offsets count what it was given, with a mark where something is cut. Of very
+    many such marks only the last are remembered; what was given between the first and those reads as the end."""
 
     def __init__(self, view: View) -> None:
         self._view = view
@@ -112,6 +115,8 @@ class Reading:
             return data
         mark = b"\n[zfsfs: %d bytes are cut out here]\n" % (there - position)
         self._pieces += [(offset, mark), (offset + len(mark), there)]
+        if len(self._pieces) > _MOST:
+            self._pieces[1 : _MOST // 2] = [(self._pieces[1][0], b"")]
         return mark[:size]
 
 

@@ -100,6 +100,8 @@ def test_a_cancel_that_is_there_at_once_starts_nothing(tmp_path):
 def test_what_can_not_be_started_is_said(tmp_path):
     ended = Supervised(tmp_path, "no-such-command").ended()
     assert (ended["exit"], ended["reason"]) == (127, "no-such-command can't be started: No such file or directory")
+    ended = Supervised(tmp_path, "no-\udcff").ended()
+    assert (ended["exit"], ended["reason"]) == (127, "no-\\udcff can't be started: No such file or directory")
     ended = Supervised(tmp_path, "true", native=[str(tmp_path)], socket=str(tmp_path / "none")).ended()
     assert ended["exit"] == 127
     assert ended["reason"].endswith("none: No such file or directory")

@@ -155,7 +155,7 @@ class _Supervisor:
             os.execvpe(job.command[0], job.command, job.environment)
         except BaseException as failure:
             said = failure.strerror if isinstance(failure, OSError) and failure.strerror else str(failure)
-            os.write(failing, f"{job.command[0]} can't be started: {said}".encode())
+            os.write(failing, f"{job.command[0]} can't be started: {said}".encode("utf-8", "backslashreplace"))
         os._exit(127)
 
     def _watch(self) -> None:

@@ -184,3 +184,13 @@ def test_what_can_t_be_looked_at_is_named_all_the_same(files, top, monkeypatch):
     found = list(listed(files, top))
     assert sorted((name, number) for name, _, number, _, _ in found) == expected
     assert [(name, kind) for name, _, _, kind, _ in found if not kind] == [("other", 0)]
+
+
+def test_an_open_directory_is_listed_wherever_it_is_now(files, top, tmp_path):
+    (tmp_path / "folder/file").touch()
+    folder, _ = files.lookup(top, b"folder")
+    handle = files.opendir(folder, ROOT)
+    files.descriptors.close(folder)
+    (tmp_path / "folder").rename(tmp_path / "moved")  # by who has it natively
+    reply, _ = listing.listed(files.table, handle, 0, 1 << 16, ABOVE)
+    assert {name for name, *_ in unpacked(reply)} == {".", "..", "file"}

@@ -18,7 +18,7 @@ def listed(table: NodeTable, handle: DirectoryHandle, offset: int, size: int, ab
     """A reply of at most `size` bytes with what is in a directory from an offset on, and how many entries that is;
     `above` is what '..' shows. Raises OSError."""
     node = handle.node
-    folder = table.descriptors.of(node)
+    folder = table.descriptors.of(node) if handle.outlived else handle.fd  # the same, wherever that is now
     by_st_ino, keeps = node.area.by_st_ino, node.area.timeout > 0
     parts: list[bytes] = []
     for name, following, number in handle.entries(offset):

@@ -7,12 +7,13 @@ import os
 import resource
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 import trio
 from beneath import Beneath
+from mapping import mapped
 
 from zfsfs.fs.area import Area
 from zfsfs.fs.caller import Caller
@@ -68,6 +69,29 @@ async def test_who_opens_a_file_while_it_is_looked_at_is_not_refused(files, file
 def test_what_the_kernel_forgets_before_anybody_has_looked_counts_as_changed(files, file):
     files.table.forget(file.ino, 1)
     assert (file.area.changed, file.area.mapped) == (True, {})
+
+
+async def test_others_get_their_turn_between_any_two_files(files, file, tmp_path):
+    area, turns = file.area, 0
+    area.mapped.clear()
+    with ExitStack() as stack:
+        for number in range(50):
+            (tmp_path / str(number)).write_text("contents")
+            node, _ = files.lookup(area.root, b"%d" % number)
+            area.mapped[node] = (0, 0, 0)
+            stack.enter_context(mapped(tmp_path / str(number)))
+        async with trio.open_nursery() as nursery:
+
+            async def others() -> None:
+                nonlocal turns
+                while True:
+                    turns += 1
+                    await trio.lowlevel.checkpoint()
+
+            nursery.start_soon(others)
+            assert await look(area, files.descriptors, lambda ino: None) == 50
+            nursery.cancel_scope.cancel()
+    assert turns >= 40
 
 
 @contextmanager

@@ -17,6 +17,8 @@ import os
 import signal
 from collections.abc import Callable
 
+import trio
+
 from zfsfs.fs.area import Area, Traces
 from zfsfs.fs.caller import magic
 from zfsfs.fs.nodes import Descriptors, Node
@@ -80,6 +82,7 @@ async def look(area: Area, descriptors: Descriptors, outdated: Callable[[int], N
     into since it was closed makes the area changed, as far as that can be told; one that still is may be."""
     found = 0
     for node, before in list(area.mapped.items()):
+        await trio.lowlevel.checkpoint()  # there may be any number
         try:
             fd = descriptors.of(node)
             # Not in a thread: who opens the file to write while there is the lease is refused, if it is one of us.

@@ -8,6 +8,7 @@ import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import trio
@@ -375,6 +376,29 @@ def test_as_on_zfs_a_write_takes_set_id_bits_from_what_somebody_may_execute(file
     handle = files.open(found(files, top, b"file"), os.O_WRONLY, writer)
     files.chown_to_nobody_new(handle.node, writer)
     assert f"{stat.S_IMODE((tmp_path / 'file').stat().st_mode):o}" == f"{left:o}"
+
+
+class Unsearched(dict[int, object]):
+    def values(self) -> NoReturn:
+        raise AssertionError("one user may have a hundred thousand files open")
+
+
+@pytest.mark.parametrize("other", [os.O_RDONLY, os.O_WRONLY])
+def test_who_writes_into_a_set_id_file_is_known_without_a_look_at_all_that_is_open(files, top, tmp_path, other):
+    (tmp_path / "file").touch()
+    (tmp_path / "file").chmod(0o4755)
+    node, stranger = found(files, top, b"file"), Caller(os.geteuid() + 1, os.getegid() + 1)
+    files.handles = Unsearched()
+    first, second = files.open(node, os.O_RDWR, ROOT), files.open(node, other, ROOT)
+    files.chown_to_nobody_new(node, stranger)
+    (tmp_path / "file").chmod(0o4755)
+    files.close(first.fd)
+    if other == os.O_WRONLY:
+        files.chown_to_nobody_new(node, stranger)
+        (tmp_path / "file").chmod(0o4755)
+    files.close(second.fd)
+    with failing(errno.EPERM):
+        files.chown_to_nobody_new(node, stranger)
 
 
 def test_the_attributes_of_an_open_file_are_changed_whatever_has_its_name(files, top, tmp_path):

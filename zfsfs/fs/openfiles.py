@@ -41,6 +41,7 @@ class OpenFiles:
         self.workers = workers
         self.descriptors.close_heavy = lambda fd: workers.put(lambda: os.close(fd), writes=True)
         self.handles: dict[int, FileHandle | DirectoryHandle] = {}
+        self.writers: dict[Node, int] = {}  # files that are open to be written, and how often
         #: Of files that are open and what their areas show: who has opened each last. The short way to them.
         self._opened: dict[Node, FileHandle] = {}
         #: Where the kernel reads and writes by itself; and how it is told that a file's attributes have changed.
@@ -107,6 +108,8 @@ class OpenFiles:
         node = handle.node
         self._opened[node] = handle
         node.opens += 1
+        if handle.writing:
+            self.writers[node] = self.writers.get(node, 0) + 1
         node.told = False  # reading it moves a time, if only in the kernel
         node.area.mappable |= handle.maps
         node.area.opened(handle.writing, handle.guest)
@@ -231,6 +234,10 @@ class OpenFiles:
         node = handle.node
         if self._opened.get(node) is handle:
             del self._opened[node]
+        if isinstance(handle, FileHandle) and handle.writing:
+            self.writers[node] -= 1
+            if not self.writers[node]:
+                del self.writers[node]
         node.told = False
         try:
             self._timed(handle)

@@ -269,7 +269,7 @@ class Passthrough(OpenFiles):
         """chown(2) with neither user nor group, which dates the change and clears set-user-ID all the same. That the
         caller may do so is not checked by the kernel, which asks for the same when somebody writes into the file."""
         st, uid = self.stat(node), caller.uid
-        writes = self._is_written(node)
+        writes = node in self.writers  # by whomever it was opened: who writes may have been given the descriptor
         if st.st_mode & SET_ID and not stat.S_ISDIR(st.st_mode) and not (writes or uid in (0, st.st_uid)):
             raise error(errno.EPERM)
         if writes and uid and self.set_id_goes_if_executable:
@@ -279,11 +279,6 @@ class Passthrough(OpenFiles):
         self.chown(node, -1, -1)
         if uid and st.st_mode & stat.S_ISGID and stat.S_ISREG(st.st_mode):
             self.clear_set_id(node, caller)
-
-    def _is_written(self, node: Node) -> bool:
-        # By whomever it was opened: who writes may have been given the descriptor.
-        handles = self.handles.values()
-        return any(isinstance(each, FileHandle) and each.node is node and each.writing for each in handles)
 
     def truncate(self, node: Node, size: int, handle: FileHandle | None) -> None:
         """truncate(2), or ftruncate(2) by a handle."""

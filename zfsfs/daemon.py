@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 #: Seconds that the kernel may take to write what it has gathered, then the requests that are under way to end, and
 #: then the look at who has something natively.
 _PATIENCE = 10.0
-_ENDING = (signal.SIGTERM, signal.SIGINT)
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,10 +266,12 @@ async def _announce(mountpoint: str, tree: Tree, ready: Callable[[int], None]) -
 
 
 async def _end_on_signal(files: Passthrough, kernel: Kernel, builders: Builders, serving: trio.CancelScope) -> None:
-    for each in _ENDING:
+    # That of a terminal that is closed is ignored by who was started by nohup.
+    ending = [each for each in _ENDING if (each, signal.getsignal(each)) != (signal.SIGHUP, signal.SIG_IGN)]
+    for each in ending:
         # As which they are restored when this ends: one that comes yet again would cut the rest of the end short.
         signal.signal(each, signal.SIG_IGN)
-    with trio.open_signal_receiver(*_ENDING) as signals:
+    with trio.open_signal_receiver(*ending) as signals:
         async for number in signals:
             log.info("%s: ending", signal.Signals(number).name)
             # While requests are answered: who waits for an answer can't be killed.

@@ -84,7 +84,7 @@ def test_what_is_written_after_the_daemons_end_changes_nothing_that_was_publishe
     tree.closed()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_who_can_not_wait_for_the_end_does_not_cut_it_short(unmounted, number):
     words = ["mount", "--foreground", unmounted.store, unmounted.path, "--linger", "60", "--log", unmounted.log]
     daemon = subprocess.Popen([sys.executable, "-m", "zfsfs", *words])
@@ -98,6 +98,16 @@ def test_who_can_not_wait_for_the_end_does_not_cut_it_short(unmounted, number):
     assert mounted_type(str(unmounted.path)) is None
     unmounted.mount()
     assert (unmounted / "caches/c/file").read_text() == "later"
+
+
+def test_who_was_started_by_nohup_goes_on_when_the_terminal_is_closed(unmounted):
+    words = ["mount", "--foreground", unmounted.store, unmounted.path, "--log", unmounted.log]
+    daemon = subprocess.Popen(["nohup", sys.executable, "-m", "zfsfs", *words], stdin=subprocess.DEVNULL)
+    until(lambda: mounted_type(str(unmounted.path)) == FSTYPE and (unmounted / "caches").exists())
+    daemon.send_signal(signal.SIGHUP)
+    (unmounted / "caches/c").mkdir()
+    unmounted.umount()
+    assert daemon.wait(PATIENCE) == 0
 
 
 def test_sigterm_discards_running_builds_and_keeps_results(tree):

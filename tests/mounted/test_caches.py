@@ -173,6 +173,16 @@ def test_a_working_directory_holds_a_session_and_a_crash_of_its_process_closes_i
     assert (cache / "file").read_text() == "by the job"
 
 
+def test_who_has_gone_is_not_named_as_who_holds_a_session(tree, cache):
+    job = subprocess.Popen(["sh", "-c", "cd caches/c@job && ls && read x"], cwd=tree.path, stdin=subprocess.PIPE)
+    until(lambda: tree.status()["sessions"])
+    until_held(tree, "c@job", f"(pid {job.pid})")
+    with held(tree / "caches/c@job"):
+        job.communicate()
+        until(lambda: [(each["open"], each["holders"]) for each in tree.status()["sessions"]] == [(1, [])])
+    tree.closed()
+
+
 def test_a_mapping_keeps_a_session_open_whose_file_was_closed_and_what_it_writes_is_published(tree, cache):
     with mapped(cache / "file") as memory:
         until_held(tree, "c", "mapped")

@@ -282,6 +282,8 @@ class Sessions:
         place = cache_place(area)
         said = ""
         while place.session is not None:
+            if area.keepers:
+                place.holders = []  # who was seen may have gone, and nobody looks as long as files are open
             await area.until(lambda: not area.keepers)
             try:
                 if not place.discarded and await self._is_held(area):

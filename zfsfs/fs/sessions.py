@@ -400,17 +400,20 @@ class Sessions:
         shared = self._shared.get(name)
         if shared is None:
             return
-        try:
+        told: list[tuple[Area, list[int]]] = []
+
+        async def show() -> None:
             async with shared.alone():
-                if shared.last is not None:
-                    return
-                await close_view(self.showing.take_view(shared))
-                told = await self.showing.refresh_idle(shared)
-                for other, _ in told:
-                    cache_place(other).telling += 1
-        except (ZfsfsError, OSError) as failure:
-            log.warning("cache %s has a new version that can't be shown yet: %s", name, failure)
-            return
+                if shared.last is None:
+                    await close_view(self.showing.take_view(shared))
+                    told.extend(await self.showing.refresh_idle(shared))
+                    for other, _ in told:
+                        cache_place(other).telling += 1
+
+        def say(why: Exception) -> None:
+            log.warning("cache %s has a new version that can't be shown yet: %s", name, why)
+
+        await insist(show, say)
         await self._tell_all(told)
 
     # For those who end sessions by name.

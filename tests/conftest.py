@@ -21,6 +21,9 @@ pytest.register_assert_rewrite("suites", "comparing")
 _path = (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _path))
 
+# Other users come to what tests make, too, whatever the umask of who has called them.
+os.umask(0o022)
+
 # A shell's & and nohup have us ignore these, and so would all that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)

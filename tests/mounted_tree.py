@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import select
 import subprocess
 import time
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import warm
+
+#: Whether the kernel gathers writes, and has files of ours open where it would otherwise have those beneath.
+GATHERS = os.geteuid() != 0 or tuple(int(part) for part in platform.release().split(".")[:2]) < (6, 9)
 
 #: Seconds after which a test that waits for the daemon gives up.
 PATIENCE = 60.0

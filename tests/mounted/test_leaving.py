@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 from mapping import mapped
-from mounted_tree import PATIENCE, held, until, zfsfs
+from mounted_tree import GATHERS, PATIENCE, held, until, zfsfs
 
 from zfsfs.mountpoint import FSTYPE, mounted_type
 
@@ -50,6 +50,7 @@ def test_sigterm_publishes_what_is_in_open_sessions_written_or_not_yet(tree, cac
     assert (cache / "other").read_text() == "gathered"
 
 
+@pytest.mark.skipif(GATHERS, reason="a mapping keeps its file open")
 def test_and_what_was_written_through_a_mapping_whose_file_was_closed(tree, cache):
     tree.umount()
     tree.mount(60)
@@ -77,7 +78,8 @@ def test_what_is_written_after_the_daemons_end_changes_nothing_that_was_publishe
     tree.umount()
     tree.mount()
     assert (cache / "file").read_text() == "later"
-    os.close(fd)
+    with suppress(OSError):  # as above
+        os.close(fd)
     (cache / "other").touch()
     assert tree.outcome("c") == "published"
     assert (cache / "file").read_text() == "later"

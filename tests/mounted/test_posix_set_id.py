@@ -6,15 +6,13 @@ These cases differ where the kernel gathers writes (before Linux 6.9): see READM
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Iterator
 
 import pytest
 from comparing import ANNA, BERT, acting, compared, look, moved, opened, tried, write
+from mounted_tree import GATHERS
 
-pytestmark = pytest.mark.skipif(
-    tuple(int(part) for part in platform.release().split(".")[:2]) < (6, 9), reason="the kernel gathers writes"
-)
+pytestmark = pytest.mark.skipif(GATHERS, reason="the kernel gathers writes")
 
 MODES = [0o2666, 0o2676, 0o4666, 0o4777, 0o6767, 0o6777]
 

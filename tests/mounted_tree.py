@@ -15,6 +15,10 @@ from typing import Any
 
 import warm
 
+from zfsfs.drivers import choose_driver
+from zfsfs.mountpoint import FSTYPE, mounted_type
+from zfsfs.store import check
+
 #: Whether the kernel gathers writes, and has files of ours open where it would otherwise have those beneath.
 GATHERS = os.geteuid() != 0 or tuple(int(part) for part in platform.release().split(".")[:2]) < (6, 9)
 
@@ -113,3 +117,21 @@ class Mounted:
     @property
     def pid(self) -> int:
         return int(self.status()["pid"])
+
+
+@contextmanager
+def checked(store: str, folder: Path) -> Iterator[Mounted]:
+    """A store and a mountpoint; in the end nothing may be left, and the daemon may not have complained."""
+    tree = Mounted(store, folder)
+    yield tree
+    if mounted_type(str(tree.path)) == FSTYPE:
+        tree.umount()
+    assert mounted_type(str(tree.path)) is None
+    log = tree.log.read_text() if tree.log.exists() else ""
+    assert " ERROR " not in log, log
+    assert "Traceback" not in log, log
+    driver = choose_driver(store)
+    try:
+        assert check(driver.list()) == []
+    finally:
+        driver.close()

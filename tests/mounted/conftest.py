@@ -17,11 +17,7 @@ from pathlib import Path
 import datasets
 import pytest
 from comparing import Places
-from mounted_tree import Mounted
-
-from zfsfs.drivers import choose_driver
-from zfsfs.mountpoint import FSTYPE, mounted_type
-from zfsfs.store import check
+from mounted_tree import Mounted, checked
 
 
 @pytest.fixture
@@ -49,24 +45,6 @@ def unmounted(store: str, folder: Path) -> Iterator[Mounted]:
     """A store and a mountpoint; the test mounts by itself."""
     with checked(store, folder) as tree:
         yield tree
-
-
-@contextmanager
-def checked(store: str, folder: Path) -> Iterator[Mounted]:
-    """A store and a mountpoint; in the end nothing may be left, and the daemon may not have complained."""
-    tree = Mounted(store, folder)
-    yield tree
-    if mounted_type(str(tree.path)) == FSTYPE:
-        tree.umount()
-    assert mounted_type(str(tree.path)) is None
-    log = tree.log.read_text() if tree.log.exists() else ""
-    assert " ERROR " not in log, log
-    assert "Traceback" not in log, log
-    driver = choose_driver(store)
-    try:
-        assert check(driver.list()) == []
-    finally:
-        driver.close()
 
 
 @pytest.fixture

@@ -12,9 +12,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from conftest import checked
 from errnos import failing
-from mounted_tree import Mounted
+from mounted_tree import Mounted, checked
 from slow_disk import SlowDisk, slow_disk
 
 pytestmark = pytest.mark.skipif(

@@ -23,8 +23,9 @@ import trio
 
 from zfsfs import syscalls
 from zfsfs.errors import Busy, Refused, UsageError, ZfsfsError
-from zfsfs.fs.natives import Grant, Held, Natives, trusted
+from zfsfs.fs.natives import Held, Natives, trusted
 from zfsfs.fs.outputs import Outputs
+from zfsfs.handover import Native
 from zfsfs.native import wire
 from zfsfs.native.wire import Message, Peer
 from zfsfs.threads import at_last, in_thread
@@ -198,13 +199,13 @@ class _Talk:
             grant = await self._natives.hold(
                 await _identity(folder), self._peer, read_only=bool(request.get("read_only"))
             )
-            self._granted.append(grant.held)
-            if grant.native is None:
+            if grant is None:
                 mounts.append({"already": True})
                 continue
+            self._granted.append(grant.held)
             given.append(grant.native.fd)
             if mapped:
-                await _map_users(grant, descriptors[-1])
+                await _map_users(grant.native, descriptors[-1])
             mounts.append({"detached": grant.native.detached, "read_only": grant.native.read_only})
         return {"mounts": mounts}
 
@@ -221,13 +222,11 @@ async def _identity(descriptor: int) -> tuple[int, int]:
     return await in_thread(syscalls.identity, path, abandon_on_cancel=True)
 
 
-async def _map_users(grant: Grant, namespace: int) -> None:
-    assert grant.native is not None
-    mount = grant.native.fd
-    if not grant.native.detached:
+async def _map_users(native: Native, namespace: int) -> None:
+    if not native.detached:
         raise Refused("mapping users needs a daemon that is root")
     try:
-        await in_thread(syscalls.set_mount_attributes, mount, 0, namespace)
+        await in_thread(syscalls.set_mount_attributes, native.fd, 0, namespace)
     except OSError as failure:
         why = "the filesystem can't do it, or that is no user namespace" if failure.errno == errno.EINVAL else failure
         raise Refused(f"users can't be mapped: {why}", failure.errno or errno.EINVAL) from None

@@ -71,10 +71,10 @@ class Held:
 
 @dataclass(slots=True)
 class Grant:
-    """What somebody gets; `native` is None when the directory that was asked for is native already."""
+    """What somebody gets."""
 
     held: Held
-    native: Native | None
+    native: Native
 
 
 class Natives:
@@ -94,15 +94,14 @@ class Natives:
 
     # Taking.
 
-    async def hold(self, identity: tuple[int, int], peer: Peer, *, read_only: bool) -> Grant:
-        """Give out the directory with this device and inode number, which the peer has opened for reading.
+    async def hold(self, identity: tuple[int, int], peer: Peer, *, read_only: bool) -> Grant | None:
+        """Give out the directory with this device and inode number, which the peer has opened for reading; None when
+        it is native already. Then it is held by who made it so, and seen to be as long as the peer has it open.
 
         Raises Refused, Busy, and what mounting raises. Whoever gets a Grant calls `attached` or `gone` for it.
         """
-        for held in self._held.values():
-            if held.identity == identity:
-                held.granted += 1
-                return Grant(held, None)
+        if self.owns(identity):
+            return None
         area = self._area(identity)
         writable = self._target(area)[1]
         self._allow(area, peer, writable=writable)

@@ -83,6 +83,9 @@ def serve(settings: Settings, ready: Callable[[], None]) -> None:
     Raises Locked, Unavailable, MountError, InvalidName; nothing is mounted then.
     """
     logging.getLogger("pyfuse3").addFilter(lambda record: not _is_withdrawn(record))
+    # Whoever has started us may have blocked what ends us, or ignored the end of children.
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.umask(0)  # modes come from the callers
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -384,6 +384,20 @@ def test_the_exit_code_is_the_commands_also_when_the_daemon_has_been_killed(tree
     tree.mount()
 
 
+def test_who_ignores_the_end_of_children_learns_how_the_command_ended(tree):
+    def ignore() -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+    for ident, words, code in (
+        ("one", ["grep", "SigIgn", "/proc/self/status"], 0),
+        ("two", ["sh", "-c", "exit 3"], 3),
+    ):
+        command = [sys.executable, "-m", "zfsfs", "build", tree.path, ident, "--", *words]
+        done = subprocess.run(command, preexec_fn=ignore, capture_output=True, check=False)
+        assert done.returncode == code, done.stderr
+    assert log_of(tree, "one").split() == ["SigIgn:", f"{1 << signal.SIGCHLD - 1:016x}"]
+
+
 def test_a_process_that_stays_in_the_build_is_named(tree):
     script = "setsid sleep 30 <&- >&- 2>&- & echo $! >pid"
     command = [

@@ -179,6 +179,30 @@ def test_a_foreground_daemon_ends_with_a_signal(unmounted):
         assert daemon.wait() == 0
 
 
+@pytest.mark.parametrize("how", ["ignored", "blocked"])
+def test_a_daemon_hears_signals_whoever_has_started_it(unmounted, how):
+    def begin() -> None:
+        if how == "ignored":
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        else:
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD, signal.SIGTERM])
+
+    words = [unmounted.store, unmounted.path, "--log", unmounted.log, "--builder", "t=true"]
+    command = [sys.executable, "-m", "zfsfs", "mount", *map(str, words)]
+    subprocess.run(command, preexec_fn=begin, check=True)
+    daemon = os.pidfd_open(unmounted.pid)
+    try:
+        (unmounted / "builds/t+b").mkdir()
+        until((unmounted / "results/b").exists)
+    finally:
+        signal.pidfd_send_signal(daemon, signal.SIGTERM)
+        ended = select.select([daemon], [], [], 60)[0]
+        if not ended:
+            signal.pidfd_send_signal(daemon, signal.SIGKILL)
+        os.close(daemon)
+    assert ended
+
+
 def test_a_service_manager_that_can_not_be_told_keeps_nothing_from_being_mounted(unmounted):
     command = [sys.executable, "-m", "zfsfs", "mount", "-f", unmounted.store, unmounted.path, "--log", unmounted.log]
     environment = {**os.environ, "NOTIFY_SOCKET": "vsock:2:1234"}

@@ -200,6 +200,8 @@ class _Run:
 
     def _start(self, command: Sequence[str], output: Output | None, *, native: bool) -> int:
         """Returns its process id; 0 when a signal has come before it could be started."""
+        # Who ignores the end of children, as whoever has started us may have it, is not told how they ended.
+        children = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         # No signal may fall between fork and the child's own handlers.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
@@ -207,6 +209,7 @@ class _Run:
                 return 0
             pid = os.fork()
             if pid == 0:
+                signal.signal(signal.SIGCHLD, children)
                 self._become(command, before, output, native=native)
             self._child = os.pidfd_open(pid)
             return pid

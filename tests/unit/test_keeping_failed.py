@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
+import threading
 from types import SimpleNamespace
 
 import pytest
 import trio
+from fake import FakeDriver
 
 from zfsfs.config import KeepFailed
 from zfsfs.errors import Busy
 from zfsfs.fs.building import Builders, surplus
-from zfsfs.names import BuildId
-from zfsfs.store import EventLog, FailedInfo
+from zfsfs.names import BuildId, BuildName, Dataset
+from zfsfs.store import EventLog, FailedInfo, Store
 from zfsfs.store.layout import failure
 
 DAY = 86400.0
@@ -72,3 +75,41 @@ async def test_what_keeps_a_failed_build_from_being_deleted_is_said_once(autojum
         "failed build held can't be deleted yet: somebody else has it",
     ]
     assert [time - begun for time in tidying.tried[:8]] == [1, 3, 7, 15, 31, 63, 123, 183]
+
+
+class Slow(FakeDriver):
+    """Who renames the dataset `slow` first has begun with it when `entered` is set, and goes on when `go` is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slow: Dataset | None = None
+        self.entered, self.go = trio.Event(), threading.Event()
+
+    def rename(self, old: Dataset, new: Dataset) -> None:
+        if old == self.slow:
+            self.slow = None
+            trio.from_thread.run_sync(self.entered.set)
+            self.go.wait()
+        super().rename(old, new)
+
+
+@pytest.mark.parametrize("base_first", [False, True])
+async def test_a_failed_build_and_its_base_can_be_deleted_at_the_same_time(base_first):
+    driver, base, build = Slow(), BuildId(b"base"), BuildId(b"build")
+    store, owner = Store(driver), (os.getuid(), os.getgid())
+    await store.start()
+    await store.builds.start(BuildName(base), owner, 0o755)
+    await store.builds.publish(base)
+    await store.builds.start(BuildName(build, base), owner, 0o755)
+    driver.slow = (await store.builds.keep(build, {}, 1.0)).dataset
+    first, second = lambda: store.builds.forget(build), lambda: store.builds.delete(base)
+    if base_first:
+        first, second = second, first
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(first)
+        await driver.entered.wait()
+        await second()
+        driver.go.set()
+    assert (store.builds.failed(), store.builds.results()) == ({}, [])
+    assert store.events.counts["failed-deleted"] == 1
+    await store.close()

@@ -264,13 +264,17 @@ class Builds:
     async def _entomb(self, datasets: list[Dataset], arrive: Arrive = at_once, view: View | None = None) -> Dataset:
         """Give datasets up, clones first: each becomes rubbish by one rename, and is destroyed by and by, once
         `arrive` has returned. Returns what the last of them is called now; `view` is one of that, and is closed
-        before. What is given up goes from the list."""
+        before. What is given up goes from the list, and so does a clone that somebody else gives up meanwhile."""
         graves: list[Dataset] = []
         try:
             while datasets:
                 # A crash between two of them: what is based on a result is given up and the result is still there.
                 number = self._numbers.take()
-                graves.append(await in_thread(bury, self._driver, datasets[0], number, former_leaf(datasets[0])))
+                try:
+                    graves.append(await in_thread(bury, self._driver, datasets[0], number, former_leaf(datasets[0])))
+                except Missing:
+                    if len(datasets) == 1:
+                        raise
                 del datasets[0]
             await arrive()
         finally:
@@ -390,8 +394,9 @@ class Builds:
                 grave = kept.dataset
                 await close_view(view)
                 await arrive()
-            del self._failed[id]
-        self._events.append("failed-deleted", str(id), f"failed build {id} is deleted", guid=kept.guid)
+            mine = self._failed.pop(id, None)
+        if mine is not None:  # else it was deleted with its base meanwhile
+            self._events.append("failed-deleted", str(id), f"failed build {id} is deleted", guid=kept.guid)
         return grave
 
     def may_delete(self, id: BuildId) -> None:

@@ -238,6 +238,7 @@ CHANGES: dict[str, Callable[[], object]] = {
 }  # fmt: skip
 
 
+@as_root
 def test_no_call_changes_a_result(tree, build, monkeypatch):
     for name in "fg":
         write(str(build / name), b"contents", 0o666)
@@ -282,6 +283,7 @@ def test_who_may_not_truncate_a_result_takes_no_set_id_bits_from_it(tree, build)
     assert f"{stat.S_IMODE(tool.stat().st_mode):o}" == "6755"
 
 
+@as_root
 def test_reading_leaves_no_trace_in_a_result(tree, build):
     write(str(build / "f"), b"contents")
     (build / "d").mkdir()

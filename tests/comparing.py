@@ -198,6 +198,7 @@ def compared(*users: str) -> Callable[[Case], Callable[..., None]]:
     """
 
     def decorate(case: Case) -> Callable[..., None]:
+        @pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users")
         @pytest.mark.parametrize("user", users or tuple(USERS))
         def test(places: Places, user: str) -> None:
             expected = places.run(case, "native", USERS[user])

@@ -364,6 +364,7 @@ def test_a_link_in_a_build_does_not_make_holders_of_those_who_are_where_it_leads
         until_free(tree)
 
 
+@root_only
 def test_a_daemon_that_is_stopped_keeps_nobody_from_unmounting_what_is_anothers(tree, build, target, monkeypatch):
     monkeypatch.setattr("zfsfs.native.client._PATIENCE", 0.2)
     zfsfs("bind", build, target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
@@ -199,3 +200,16 @@ def test_a_full_store_can_be_emptied(tree: Mounted) -> None:
     folder = build(tree, "next", "")
     (folder / "much").write_bytes(os.urandom(4 << 20))
     folder.rename(tree / "results/next")
+
+
+@on("quota")
+def test_a_full_store_can_be_mounted_again_to_be_emptied(tree: Mounted) -> None:
+    one = build(tree, "one", "contents")
+    one.rename(tree / "results/one")
+    big = build(tree, "big", "")
+    assert fill(big / "file") in NO_ROOM
+    os.kill(tree.pid, signal.SIGKILL)  # what it leaves of the build stays
+    tree.mount()
+    assert (tree / "results/one/file").read_text() == "contents"
+    (tree / "results/one").rmdir()
+    tree.closed()

@@ -257,6 +257,16 @@ def test_who_reads_no_more_is_noticed_by_the_command(tree):
     nothing_left(tree)
 
 
+def test_an_output_on_a_full_disk_ends_no_command(tree):
+    words = ["sh", "-c", "for each in 1 2 3; do echo $each; sleep 0.1; done; touch made"]
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "zfsfs", "build", tree.path, "one", "--", *words]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert (tree / "results/one/made").exists()
+    assert log_of(tree, "one") == "1\n2\n3\n"
+
+
 def test_an_output_that_nobody_reads_keeps_no_interrupted_build_from_its_end(tree):
     reader, writer = os.pipe()
     command = [sys.executable, "-m", "zfsfs", "build", tree.path, "one", "--", "sh", "-c", "yes"]

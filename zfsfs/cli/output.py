@@ -65,15 +65,16 @@ class _Channel:
             return b""
 
     def pass_on(self, data: bytes) -> bool:
-        """To where it would have gone; False when nobody reads that any more."""
+        """To where it would have gone; False when nobody reads that any more. A full disk takes nothing, which ends
+        no command: what it prints is in the log."""
         view = memoryview(data)
         while view:
             try:
                 view = view[os.write(self.target, view) :]
             except BlockingIOError:
                 select.select([], [self.target], [])
-            except OSError:
-                return False
+            except OSError as failure:
+                return failure.errno in (errno.ENOSPC, errno.EDQUOT)
         return True
 
 

@@ -6,9 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from as_user import as_user
 
 from zfsfs.errors import MountError
 from zfsfs.native.client import _named_in, socket_of
+from zfsfs.native.wire import folder
 
 
 @pytest.fixture
@@ -41,6 +43,20 @@ def test_no_link_is_followed_and_no_fifo_waited_for(tmp_path, place):
     os.mkfifo(place)
     with pytest.raises(MountError, match="names no socket"):
         _named_in(str(tmp_path))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+@pytest.mark.parametrize("runtime", ["/nowhere", "/root", None])
+def test_without_a_directory_for_it_a_users_sockets_are_in_one_of_his_own(monkeypatch, runtime):
+    if runtime is None:
+        monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    else:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", runtime)
+    try:
+        assert as_user(12345, lambda: os.listdir(folder())) == ""
+        assert os.stat("/tmp/zfsfs-12345").st_mode & 0o777 == 0o700
+    finally:
+        os.rmdir("/tmp/zfsfs-12345")
 
 
 def test_what_only_looks_like_a_tree_is_none(tmp_path, place):

@@ -88,8 +88,9 @@ def folder() -> str:
     """Where a daemon of this user has its socket; made when it is missing. Raises MountError where others could put
     theirs."""
     uid = os.geteuid()
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    path = "/run/zfsfs" if uid == 0 else os.path.join(runtime, "zfsfs") if runtime else f"/tmp/zfsfs-{uid}"
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    own = os.path.join(runtime, "zfsfs") if os.access(runtime, os.W_OK) else f"/tmp/zfsfs-{uid}"  # or another user's
+    path = "/run/zfsfs" if uid == 0 else own
     mode = 0o755 if uid == 0 else 0o700
     with suppress(FileExistsError):
         os.mkdir(path, mode)

@@ -18,13 +18,15 @@ _DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
 
 
 class _Mount(NamedTuple):
-    """What lies at `path`: `root` is the part of the filesystem that it is, `device` the filesystem's number."""
+    """What lies at `path`: `root` is the part of the filesystem that it is, `device` the filesystem's number, and
+    `options` those of the filesystem."""
 
     device: str
     root: str
     path: str
     kind: str
     source: str
+    options: str
 
     @property
     def is_tree(self) -> bool:
@@ -37,7 +39,7 @@ def _mounts() -> Iterator[_Mount]:
     with open("/proc/self/mountinfo", "rb") as lines:
         for line in lines:
             before, _, after = line.partition(b" - ")
-            yield _Mount(*map(_unescaped, (*before.split(b" ")[2:5], *after.split(b" ")[:2])))
+            yield _Mount(*map(_unescaped, (*before.split(b" ")[2:5], *after.split()[:3])))
 
 
 def real(mountpoint: str) -> str:
@@ -60,6 +62,13 @@ def mounted_type(mountpoint: str) -> str | None:
     wanted = real(mountpoint)
     kinds = [mount.kind for mount in _mounts() if mount.path == wanted]
     return kinds[-1] if kinds else None
+
+
+def owner(mountpoint: str) -> int | None:
+    """The user who has mounted the tree there, as the kernel has it."""
+    path = real(mountpoint)
+    options = [mount.options.split(",") for mount in _mounts() if mount.path == path and mount.kind == FSTYPE]
+    return next((int(each[8:]) for each in options[-1] if each.startswith("user_id=")), None) if options else None
 
 
 def trees() -> list[tuple[str, str]]:

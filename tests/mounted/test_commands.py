@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 from mounted_tree import until, zfsfs
 
+from zfsfs import mountpoint
+from zfsfs.cli import _parser, mounted
+from zfsfs.errors import MountError
 from zfsfs.mountpoint import FSTYPE, is_dead, mounted_type, trees
 
 
@@ -59,6 +62,27 @@ def test_a_mountpoint_must_be_an_empty_directory(tree, tmp_path):
     assert "already" in one_line("mount", tree.store, tree.path, expect=6)
     one_line("umount", tmp_path / "full", expect=6)
     one_line("status", tmp_path / "full", expect=6)
+
+
+def test_unmounting_ends_no_process_that_does_not_serve_the_tree(tree, monkeypatch):
+    """Anybody may mount what calls itself a zfsfs, and say what he likes of himself."""
+    with subprocess.Popen(["sleep", "60"]) as other:
+        monkeypatch.setattr(mounted, "read_status", lambda path: tree.status() | {"pid": other.pid})
+        for arguments in (["umount", "--force", tree.path], ["umount", tree.path]):
+            with pytest.raises(MountError, match=f"process {other.pid} does not serve"):
+                unmount(arguments)
+        monkeypatch.setattr(mountpoint, "owner", lambda path: 1234)
+        with pytest.raises(MountError, match="mounted by user 1234"):
+            unmount(["umount", "--force", tree.path])
+        assert other.poll() is None
+        other.kill()
+    monkeypatch.undo()
+    assert mountpoint.owner(str(tree.path)) == os.geteuid()
+
+
+def unmount(arguments: list[object]) -> None:
+    options = _parser("umount").parse_args(list(map(str, arguments)))
+    options.run(options)
 
 
 def test_a_mountpoint_may_be_a_link(unmounted, folder):

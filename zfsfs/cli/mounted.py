@@ -10,6 +10,7 @@ import select
 import signal
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from zfsfs import mountpoint as mountpoints
@@ -92,7 +93,7 @@ def _umount(options: argparse.Namespace) -> None:
     if status["trouble"] and not options.force:
         raise Unavailable(f"{status['trouble']}; or use --force, which waits for that when sessions are open")
     builds = [build["id"] for build in status["builds"]]
-    daemon = os.pidfd_open(status["pid"])
+    daemon = _daemon(path, status["pid"])
     if options.force:
         for build in builds:
             print(f"dropped: build {build}, which was running")
@@ -118,6 +119,26 @@ def _umount(options: argparse.Namespace) -> None:
     _wait(daemon)
     if mountpoints.mounted_type(path) == mountpoints.FSTYPE:
         mountpoints.unmount(path, lazy=True)
+
+
+def _daemon(path: str, pid: int) -> int:
+    """A descriptor of the process that serves a tree. Raises MountError for what can't be that: anybody may mount
+    what calls itself a zfsfs, and a daemon may have another number in its namespace."""
+    if (owner := mountpoints.owner(path)) not in (0, os.geteuid()):
+        raise MountError(f"{path} was mounted by user {owner}: leave it to him, or use umount")
+    daemon = os.pidfd_open(pid)
+    if not _has_fuse_open(f"/proc/{pid}/fd"):
+        os.close(daemon)
+        raise MountError(f"process {pid} does not serve {path}: its daemon is not to be seen from here")
+    return daemon
+
+
+def _has_fuse_open(folder: str) -> bool:
+    for fd in os.listdir(folder):
+        with suppress(FileNotFoundError):  # it was closed meanwhile
+            if os.readlink(f"{folder}/{fd}") == "/dev/fuse":
+                return True
+    return False
 
 
 def _wait(pidfd: int) -> None:

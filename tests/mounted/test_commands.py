@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,21 @@ def test_unmounting_ends_no_process_that_does_not_serve_the_tree(tree, monkeypat
         other.kill()
     monkeypatch.undo()
     assert mountpoint.owner(str(tree.path)) == os.geteuid()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes mount namespaces")
+def test_unmounting_names_those_who_have_the_tree_in_a_namespace_of_their_own(tree, monkeypatch, capsys):
+    monkeypatch.setattr(mounted, "_SILENCE", 0.2)
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo in; read x"]
+    with subprocess.Popen(command, stdin=-1, stdout=-1) as other, ThreadPoolExecutor() as pool:
+        assert other.stdout is not None
+        other.stdout.readline()
+        ended = pool.submit(unmount, ["umount", tree.path])
+        said = until(lambda: capsys.readouterr().err)
+        assert f"waiting for mount at {tree.path} of sh (pid {other.pid})\n" in said
+        assert not ended.done()
+        other.communicate()
+        ended.result(60)
 
 
 def unmount(arguments: list[object]) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from zfsfs import mountpoint as mountpoints
 from zfsfs.errors import Busy, MountError, Unavailable
+from zfsfs.native.launch import complain
 from zfsfs.zfs import health
 
 if TYPE_CHECKING:
@@ -23,11 +24,15 @@ if TYPE_CHECKING:
 
 #: Seconds that a daemon may take to answer.
 _PATIENCE = 10.0
+#: Seconds that it may take to end before we say who keeps it.
+_SILENCE = 3.0
+#: How many of those are named.
+_FEW = 5
 
 
 def add(commands: Commands) -> None:
     """Add the commands to the parser."""
-    umount = commands.add_parser("umount", help="unmount; waits until every session is released")
+    umount = commands.add_parser("umount", help="unmount; waits until every session is released and nobody has the tree elsewhere")
     umount.set_defaults(run=_umount)
     umount.add_argument("mountpoint", metavar="MOUNTPOINT")
     umount.add_argument("--force", action="store_true", help="even when it is in use; says what is dropped")
@@ -93,7 +98,7 @@ def _umount(options: argparse.Namespace) -> None:
     if status["trouble"] and not options.force:
         raise Unavailable(f"{status['trouble']}; or use --force, which waits for that when sessions are open")
     builds = [build["id"] for build in status["builds"]]
-    daemon = _daemon(path, status["pid"])
+    daemon, device = _daemon(path, status["pid"]), os.stat(path).st_dev
     if options.force:
         for build in builds:
             print(f"dropped: build {build}, which was running")
@@ -116,7 +121,7 @@ def _umount(options: argparse.Namespace) -> None:
         except Busy as error:
             held = [f"{each['name']} ({', '.join(each['holders']) or 'open files'})" for each in status["sessions"]]
             raise Busy(f"{error}{'; open sessions: ' + ', '.join(held) if held else ''}; or use --force") from None
-    _wait(daemon)
+    _wait(daemon, device)
     if mountpoints.mounted_type(path) == mountpoints.FSTYPE:
         mountpoints.unmount(path, lazy=True)
 
@@ -141,10 +146,17 @@ def _has_fuse_open(folder: str) -> bool:
     return False
 
 
-def _wait(pidfd: int) -> None:
+def _wait(pidfd: int, device: int) -> None:
+    """Until a daemon has ended. As long as somebody has its tree in a mount namespace of his own it serves him."""
+    from zfsfs.native.watching import everywhere, look
+
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
-    poll.poll()
+    if not poll.poll(_SILENCE * 1000):
+        place = everywhere(device)
+        if others := look({place: -1}, thoroughly=True)[place]:
+            complain(f"it is not mounted here any more; waiting for {', '.join(map(str, others[:_FEW]))}")
+        poll.poll()
     os.close(pidfd)
 
 

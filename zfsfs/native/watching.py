@@ -48,7 +48,7 @@ def where(fd: int, *, own_filesystem: bool) -> Where:
     """How the dataset with this root directory shows. Raises MountError where that can't be told."""
     st_dev = os.fstat(fd).st_dev
     if own_filesystem:
-        return Where(b"%d:%d" % (os.major(st_dev), os.minor(st_dev)), b"/", st_dev)
+        return everywhere(st_dev)
     found = re.search(rb"^mnt_id:\s*(\d+)", read_proc(f"/proc/self/fdinfo/{fd}"), re.MULTILINE)
     path = os.fsencode(os.readlink(f"/proc/self/fd/{fd}"))
     for line in read_proc("/proc/self/mountinfo").splitlines():
@@ -57,6 +57,11 @@ def where(fd: int, *, own_filesystem: bool) -> Where:
             below = os.path.relpath(path, unescaped(fields[4]))
             return Where(fields[2], os.path.normpath(os.path.join(unescaped(fields[3]), below)), st_dev)
     raise MountError(f"{os.fsdecode(path)} lies on no mount that can be seen")
+
+
+def everywhere(st_dev: int) -> Where:
+    """How all of a filesystem shows."""
+    return Where(b"%d:%d" % (os.major(st_dev), os.minor(st_dev)), b"/", st_dev)
 
 
 def look(wanted: Mapping[Where, int], *, thoroughly: bool) -> dict[Where, list[Found]]:

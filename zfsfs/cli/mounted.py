@@ -32,7 +32,7 @@ _FEW = 5
 
 def add(commands: Commands) -> None:
     """Add the commands to the parser."""
-    umount = commands.add_parser("umount", help="unmount; waits until every session is released and nobody has the tree elsewhere")
+    umount = commands.add_parser("umount", help="unmount; waits until all is released, and for who has it elsewhere")
     umount.set_defaults(run=_umount)
     umount.add_argument("mountpoint", metavar="MOUNTPOINT")
     umount.add_argument("--force", action="store_true", help="even when it is in use; says what is dropped")

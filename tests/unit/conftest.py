@@ -9,6 +9,11 @@ from contextlib import suppress
 
 import pytest
 
+from zfsfs.fs.nodes import NodeTable
+from zfsfs.fs.passthrough import Passthrough
+from zfsfs.fs.users import FILE, Users
+from zfsfs.fs.workers import Workers
+
 
 def _descriptors() -> set[tuple[str, str]]:
     found = set()
@@ -26,3 +31,11 @@ def no_descriptor_is_left() -> Iterator[None]:
     if _descriptors() - before:
         gc.collect()  # what only a cycle of objects keeps is not left
     assert _descriptors() - before == set()
+
+
+@pytest.fixture
+def files() -> Iterator[Passthrough]:
+    """What opens and changes files, without a kernel that asks for it."""
+    workers = Workers(1)
+    yield Passthrough(NodeTable(64), workers, Users({FILE: 8}, lambda *_: None))
+    workers.close()

@@ -16,24 +16,15 @@ from zfsfs.fs import listing
 from zfsfs.fs.area import Area
 from zfsfs.fs.caller import Caller
 from zfsfs.fs.handles import DirectoryHandle
-from zfsfs.fs.nodes import Node, NodeTable
+from zfsfs.fs.nodes import Node
 from zfsfs.fs.passthrough import Passthrough
 from zfsfs.fs.places import ResultPlace
-from zfsfs.fs.users import FILE, Users
-from zfsfs.fs.workers import Workers
 from zfsfs.names import BuildId
 
 ROOT = Caller(0, 0)
 ABOVE = 4711
 #: linux/fuse.h: nodeid, the rest of an entry; inode, offset, length of the name, type.
 ENTRY = Struct("<Q120xQqII")
-
-
-@pytest.fixture
-def files() -> Iterator[Passthrough]:
-    workers = Workers(1)
-    yield Passthrough(NodeTable(64), workers, Users({FILE: 8}, lambda *_: None))
-    workers.close()
 
 
 @pytest.fixture

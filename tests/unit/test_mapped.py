@@ -18,21 +18,12 @@ from mapping import mapped
 from zfsfs.fs.area import Area
 from zfsfs.fs.caller import Caller
 from zfsfs.fs.mapped import closed, look
-from zfsfs.fs.nodes import Node, NodeTable
+from zfsfs.fs.nodes import Node
 from zfsfs.fs.passthrough import Passthrough
 from zfsfs.fs.places import BuildPlace
-from zfsfs.fs.users import FILE, Users
-from zfsfs.fs.workers import Workers
 from zfsfs.names import BuildId, BuildName
 
 ROOT = Caller(0, 0)
-
-
-@pytest.fixture
-def files() -> Iterator[Passthrough]:
-    workers = Workers(1)
-    yield Passthrough(NodeTable(64), workers, Users({FILE: 8}, lambda *_: None))
-    workers.close()
 
 
 @pytest.fixture

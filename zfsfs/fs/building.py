@@ -270,11 +270,8 @@ class Builders:
             with suppress(Exists):
                 await self._tree.store.caches.create(use.name, owner, 0o755)
         area = sessions.area(SessionName(use.name, label))
-        self._tree.table.hold(area.root)  # the kernel may forget it while we wait for our turn
-        try:
+        with self._tree.table.holding(area.root):  # the kernel may forget it while we wait for our turn
             await sessions.begin(area, Caller(run.user.uid, run.user.gid, NOBODY), opens=True)
-        finally:
-            self._tree.table.closed(area.root)
         _, _, groups = _identity(run.user) or (0, 0, [run.user.gid])
         sessions.use(area, run.user.uid, groups)
         return area

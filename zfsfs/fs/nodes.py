@@ -31,7 +31,7 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 from weakref import WeakValueDictionary
@@ -435,6 +435,16 @@ class NodeTable:
         """Keep a node whatever the kernel forgets, until `closed`."""
         node.opens += 1
         self.by_ino[node.ino] = node
+
+    @contextmanager
+    def holding(self, node: Node) -> Iterator[None]:
+        """Keep a node meanwhile, as for whoever waits before he answers with it: that the kernel gives up what it was
+        told of it before may be read after the request that asks anew."""
+        self.hold(node)
+        try:
+            yield
+        finally:
+            self.closed(node)
 
     def closed(self, node: Node) -> None:
         """An open handle of the node went."""

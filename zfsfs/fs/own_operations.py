@@ -137,8 +137,9 @@ class OwnOperations(pyfuse3.Operations):
 
     async def _known(self, area: Area) -> Attributes:
         """The root of an area, which the kernel will know."""
-        entry = await self._root_of(area)
-        self._found(area)
+        with self._tree.table.holding(area.root):
+            entry = await self._root_of(area)
+            self._found(area)
         return entry
 
     def _found(self, area: Area) -> None:
@@ -248,7 +249,7 @@ class OwnOperations(pyfuse3.Operations):
                     entry = self._own_attributes(own, own.entry.facts())
                 elif parent in GROUPS and (parent, name) != (control.BUILDS, FAILED_BUILDS):
                     found = self._tree.find(GROUPS[parent], name)
-                    entry = await self._root_of(found)
+                    entry = await self._known(found)
                 else:
                     found = self._control.find(parent, name)
                     entry = self._own_attributes(found, await self._facts(found))
@@ -257,8 +258,8 @@ class OwnOperations(pyfuse3.Operations):
             if not self.add_entry(token, name, entry, position + 1):
                 if isinstance(found, Own):
                     self._control.forget(found.ino, 0)
+                elif found is not None:
+                    self._tree.table.forget(found.root.ino, 1)
                 return
             if isinstance(found, Own):
                 found.lookups += 1
-            elif found is not None:
-                self._found(found)

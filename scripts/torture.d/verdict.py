@@ -56,6 +56,7 @@ def in_child(function: Callable[[], object], what: str) -> str:
             os.dup2(writer, 1)
             os.dup2(writer, 2)
             os.close(writer)
+            sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115  (what it knew of the other is wrong)
             function()
             status = 0
         except SystemExit as end:

@@ -104,6 +104,13 @@ async def restarted(store: Store, *, whole: bool = True) -> Store:
     return again
 
 
+async def failed_on_a_result(store: Store) -> None:
+    """Build B has failed and is kept; it was begun on result A."""
+    await build(store, b"a", "one")
+    await store.builds.start(BuildName(B, A), ME, 0o755)
+    await store.builds.keep(B, {}, 7.0)
+
+
 class StoreSuite:
     @pytest.fixture
     async def store(self, driver: Driver) -> AsyncIterator[Store]:
@@ -243,9 +250,7 @@ class StoreSuite:
     async def test_a_failed_build_is_not_opened_again_while_its_base_goes(
         self, store: Store, driver: Driver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        await build(store, b"a", "one")
-        await store.builds.start(BuildName(B, A), ME, 0o755)
-        await store.builds.keep(B, {}, 7.0)
+        await failed_on_a_result(store)
         info = driver.info
 
         def meanwhile(dataset: Dataset) -> DatasetInfo | None:
@@ -261,9 +266,7 @@ class StoreSuite:
     async def test_a_failed_build_is_gone_though_its_base_could_not_go(
         self, store: Store, driver: Driver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        await build(store, b"a", "one")
-        await store.builds.start(BuildName(B, A), ME, 0o755)
-        await store.builds.keep(B, {}, 7.0)
+        await failed_on_a_result(store)
         rename = driver.rename
 
         def refuse(old: Dataset, new: Dataset) -> None:

@@ -170,10 +170,11 @@ class Descriptors:
         self.of(node)
         self._used.pop(node, None)
         self.pinned[node] = None
+        node.area.pinned.add(node)
 
     def unpin(self, node: Node) -> None:
         """The node keeps its name after all."""
-        self.pinned.pop(node, None)
+        self._forget_pinned(node)
         if node.fd >= 0 and node not in self._used:
             self._make_room()
             self._used[node] = None
@@ -185,7 +186,7 @@ class Descriptors:
     def close(self, node: Node) -> None:
         """Close the node's descriptor, if it has one."""
         self._used.pop(node, None)
-        self.pinned.pop(node, None)
+        self._forget_pinned(node)
         if node.fd >= 0:
             fd, node.fd = node.fd, -1
             if node in self.heavy:
@@ -194,14 +195,15 @@ class Descriptors:
             else:
                 os.close(fd)
 
+    def _forget_pinned(self, node: Node) -> None:
+        self.pinned.pop(node, None)
+        node.area.pinned.discard(node)
+
     def close_area(self, area: Area) -> None:
         """Close every descriptor beneath an area's root, at once: it is about to look elsewhere."""
         self.heavy.difference_update(area.pinned)
-        for node in [each for each in self._used if each.area is area]:
+        for node in [*(each for each in self._used if each.area is area), *area.pinned]:
             self.close(node)
-        for node in area.pinned:
-            self.close(node)
-        area.pinned.clear()
 
 
 class Keeper(Protocol):
@@ -294,7 +296,6 @@ class NodeTable:
             self.pin(node)
         else:
             self.descriptors.close(node)
-            node.area.pinned.discard(node)
         node.name = None
 
     def part(self, node: Node) -> None:
@@ -304,7 +305,6 @@ class NodeTable:
             kept = os.dup(self.descriptors.of(node))
         self.descriptors.close(node)
         self.retire(node)
-        node.area.pinned.discard(node)
         node.area.outlived[node] = kept
         self.outdated(node.ino)
 
@@ -413,7 +413,6 @@ class NodeTable:
             del self.by_ino[each.ino]
             if each.fd >= 0:
                 self.descriptors.close(each)
-                area.pinned.discard(each)
             self._keep_nothing(each)
             if area.frozen:
                 area.untold(each)
@@ -460,7 +459,6 @@ class NodeTable:
         """Nobody has a file open any more that was pinned for that: because its name could go, or was taken from it.
         One that has lost its last name stays pinned."""
         if node.name is None and node.area.by_st_ino.get(node.st_ino) is not node:  # see `retire`
-            node.area.pinned.discard(node)
             self.descriptors.close(node)
         else:
             self.unpin(node)
@@ -468,7 +466,6 @@ class NodeTable:
     def pin(self, node: Node) -> None:
         """See `Descriptors.pin`."""
         self.descriptors.pin(node)
-        node.area.pinned.add(node)
         pinned = self.descriptors.pinned
         if len(pinned) > self.descriptors.most_pinned:
             for each in list(islice(pinned, _FEW_OLD)):
@@ -485,7 +482,6 @@ class NodeTable:
     def unpin(self, node: Node) -> None:
         """See `Descriptors.unpin`."""
         if node.name is not None and node in node.area.pinned:
-            node.area.pinned.discard(node)
             self.descriptors.unpin(node)
 
     def beneath(self, area: Area) -> Iterator[Node]:

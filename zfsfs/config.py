@@ -89,6 +89,7 @@ class Config:
 
     linger: float | None = None
     keep_failed: KeepFailed = KeepFailed()
+    awake: bool = True
     builders: Mapping[str, Builder] = field(default_factory=dict)
     caches: Mapping[CacheName, CacheRules] = field(default_factory=dict)
 
@@ -234,6 +235,11 @@ class _Key:
 _MOUNT = {
     "linger": _Key(_seconds, "how long a session outlives its last user"),
     "keep-failed": _Key(keep_failed, "how many failed builds are kept, and how long: '10/7d'"),
+    "awake": _Key(
+        _yes_or_no,
+        "whether idle processors are kept from sleeping while many requests come, in a virtual machine whose\n"
+        "               cpuidle driver is haltpoll: answers take half as long, and the host sees load (true)",
+    ),
 }
 _BUILDER = {
     "command": _Key(_words, "what runs, in the build's directory; 0 publishes, anything else discards"),

@@ -25,7 +25,8 @@ from zfsfs.builders.running import Records
 from zfsfs.config import Config
 from zfsfs.drivers import choose_driver
 from zfsfs.errors import DriverError, MountError
-from zfsfs.fs import door, mapped, status, who
+from zfsfs.fs import awake, door, mapped, status, who
+from zfsfs.fs.awake import Awake
 from zfsfs.fs.building import Builders
 from zfsfs.fs.control import CONTROL, Control, Text
 from zfsfs.fs.handles import FileHandle
@@ -184,6 +185,7 @@ async def _mounted(
     if line is not None:
         line.lane = Lane(tree, files, WireOperations(*parts), line.answer)
         line.may_pass = may_pass
+        line.awake = Awake(awake.device() if settings.config.awake else -1)
     kernel.attach()
     files.outdated = files.table.outdated = kernel.outdated
     files.full, files.stopped = tree.troubles.tell, lambda: tree.stopped

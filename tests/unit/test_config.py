@@ -13,6 +13,7 @@ from zfsfs.store import Policy, Publishers
 
 WHOLE = """
 linger = 1.5
+awake = false
 keep-failed = "10/7d"
 [builder.make]
 command = "make -C 'a b'"
@@ -35,7 +36,7 @@ publish = "always"
 
 def test_everything_at_once():
     config = parse(WHOLE, "file")
-    assert (config.linger, config.keep_failed) == (1.5, KeepFailed(10, 7 * 86400.0))
+    assert (config.linger, config.keep_failed, config.awake) == (1.5, KeepFailed(10, 7 * 86400.0), False)
     make = config.builders["make"]
     assert make.command == ("make", "-C", "a b")
     assert (make.user, make.group, make.time_limit, make.kill_grace) == (1000, 0, 7200.0, 3.0)
@@ -51,6 +52,7 @@ def test_everything_at_once():
     ("text", "said"),
     [
         ("x", "file: "),
+        ("awake = 1", "awake = 1: it must be true or false"),
         ("liger = 1", "there is no key 'liger'; did you mean 'linger'?"),
         ("builder = 1", "builder must be a table"),
         ("[builder.a]", "a builder needs a command"),

@@ -5,8 +5,9 @@ that time the C example has answered. So the line stands between the kernel and 
 gives it to the fast lane (lane.py), and passes on only what the lane leaves; pyfuse3 gets those through a socket
 that takes the place of its descriptor, and does not know. While requests keep coming the line asks for the next one
 again and again instead of sleeping: most processes ask as soon as they are answered, and waking a sleeper costs more
-than answering (20-50 us on a virtual machine). For the same reason a few replies are held back while there are more
-requests to answer: who is told while another processor is awake already is woken more cheaply.
+than answering (20-50 us on a virtual machine). For the same reason the processors of who waits for an answer are kept
+from sleeping (awake.py), and a few replies are held back while there are more requests to answer: who is told while
+another processor is awake already is woken more cheaply.
 
 Guarantees
 - Each request is answered once, by the lane, a worker or pyfuse3.
@@ -37,6 +38,7 @@ import trio
 from zfsfs.errors import StoreError, ZfsfsError
 from zfsfs.fs import wire
 from zfsfs.fs.asked import Context
+from zfsfs.fs.awake import Awake
 from zfsfs.fs.backing import Backings
 from zfsfs.fs.caller import Interruption
 from zfsfs.fs.control import FIRST_INODE
@@ -103,6 +105,8 @@ class Line:
         self._last = time.perf_counter()  # when nobody asked any more
         self._handlers = dict(HANDLERS)
         self._interruptions: dict[int, Interruption] = {}  # of requests that tasks are about to answer
+        self.awake = Awake()
+        self._asked = 0  # how often in this burst
         self.lane: Lane
         self._nursery: trio.Nursery
         self._pump = threading.Thread(target=self._pass_back, name="zfsfs-replies", daemon=True)
@@ -153,6 +157,7 @@ class Line:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._pass_on)
+            nursery.start_soon(self.awake.watch)
             while True:
                 await trio.lowlevel.wait_readable(self._device)
                 while busy := self._burst():
@@ -169,6 +174,8 @@ class Line:
         finally:
             self._tell()
             self._last = time.perf_counter()
+            asked, self._asked = self._asked, 0
+            self.awake.asked(asked)
 
     def is_idle(self) -> bool:
         """Whether nobody has asked for anything of late."""
@@ -204,6 +211,7 @@ class Line:
                 if failure.errno == errno.ENODEV:
                     return None
                 raise
+            self._asked += 1
             try:
                 if not self._take(size):
                     return True  # pyfuse3's turn
@@ -411,3 +419,4 @@ class Line:
             self._pump.join()
         self._outer.close()
         os.close(self._device)
+        self.awake.close()

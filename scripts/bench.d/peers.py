@@ -19,6 +19,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXAMPLES = Path("/usr/share/doc/libfuse3-dev/examples")
 BUILD = "bench"
+ASLEEP = "zfsfs-asleep"
 DESCRIPTORS = 100_000
 
 
@@ -69,12 +70,11 @@ def mounted(store: str, folder: Path, wanted: list[str]) -> Iterator[dict[str, P
         tree.mkdir()
         if not store.startswith("/"):
             datasets(undo, store, native)
-        zfsfs("mount", store, tree, "--log", folder / "log")
-        undo.callback(zfsfs, "umount", "--force", tree)
-        build = tree / "builds" / BUILD
-        build.mkdir()
+        build = serve_ours(undo, store, tree, "--log", folder / "log")
         if store.startswith("/"):
             (native,) = Path(store, "trees").glob(f"*-result-{BUILD}")
+            if ASLEEP in wanted:
+                found[ASLEEP] = asleep(undo, folder) / f"by-{ASLEEP}"
         found["zfsfs"] = build / "by-zfsfs"
         found["native"] = native / "by-native"
         if program := passthrough(folder):
@@ -89,6 +89,23 @@ def mounted(store: str, folder: Path, wanted: list[str]) -> Iterator[dict[str, P
         for path in found.values():
             path.mkdir()
         yield {name: path for name, path in found.items() if name in wanted}
+
+
+def serve_ours(undo: contextlib.ExitStack, store: str | Path, tree: Path, *options: object) -> Path:
+    """Mount a store until `undo`; returns a build in it."""
+    zfsfs("mount", store, tree, *options)
+    undo.callback(zfsfs, "umount", "--force", tree)
+    build = tree / "builds" / BUILD
+    build.mkdir()
+    return build
+
+
+def asleep(undo: contextlib.ExitStack, folder: Path) -> Path:
+    """A build in a store of its own, whose daemon lets processors sleep as they do for the others."""
+    config, tree = folder / "asleep.toml", folder / "asleep"
+    config.write_text("awake = false\n")
+    tree.mkdir()
+    return serve_ours(undo, folder / "asleep-store", tree, "--config", config, "--log", folder / "asleep-log")
 
 
 def serve_c(program: Path, source: Path, target: Path) -> Callable[[], None]:

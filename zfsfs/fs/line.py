@@ -6,8 +6,8 @@ gives it to the fast lane (lane.py), and passes on only what the lane leaves; py
 that takes the place of its descriptor, and does not know. While requests keep coming the line asks for the next one
 again and again instead of sleeping: most processes ask as soon as they are answered, and waking a sleeper costs more
 than answering (20-50 us on a virtual machine). For the same reason the processors of who waits for an answer are kept
-from sleeping (awake.py), and a few replies are held back while there are more requests to answer: who is told while
-another processor is awake already is woken more cheaply.
+from sleeping (awake.py). While they are not, a few replies are held back when there are more requests to answer: who
+is told while another processor is awake already is woken more cheaply.
 
 Guarantees
 - Each request is answered once, by the lane, a worker or pyfuse3.
@@ -291,10 +291,10 @@ class Line:
             return True
         if reply:
             packed = _packed(unique, 0, b"" if reply is wire.DONE else reply)
-            # Who is alone asks for nothing else before this is told.
+            # Who is alone asks for nothing else before this is told, and who is awake is told cheaply.
             alone = ctx.pid in (0, self._pid)
             self._pid = ctx.pid or self._pid
-            if alone and not self._held:
+            if (alone or self.awake.kept) and not self._held:
                 self._send(packed)
                 return True
             self._held.append(packed)

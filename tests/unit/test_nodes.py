@@ -61,6 +61,17 @@ def test_an_inode_costs_less_than_400_bytes_and_gives_them_back() -> None:
     assert not area.by_st_ino
 
 
+def test_who_forgets_too_much_is_heard_of_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    table = NodeTable(64)
+    area = Area(table, ResultPlace(BuildId(b"x")))
+    table.hold(area.root)
+    node = table.remember(area.root, b"file", found(1, stat.S_IFREG))
+    table.looked_up(node)
+    table.forget(node.ino, 2)
+    assert [(each.levelname, each.args) for each in caplog.records] == [("ERROR", (node.ino, 2, 1))]
+    assert list(table.by_ino.values()) == [area.root]
+
+
 def test_an_area_that_the_kernel_has_forgotten_is_gone_at_once() -> None:
     table = NodeTable(64)
     area = Area(table, ResultPlace(BuildId(b"x")))

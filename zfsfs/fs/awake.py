@@ -28,7 +28,7 @@ MANY, OFTEN = 16, 4000
 #: Seconds that processors are kept awake after that. To begin and to end it wakes all that are idle.
 LASTING = 0.01
 #: All processors are kept awake, for the sake of two: not where there are more.
-MOST_PROCESSORS = 16
+MOST_PROCESSORS = 8
 
 _DEVICE = Path("/dev/cpu_dma_latency")
 _DRIVER = Path("/sys/devices/system/cpu/cpuidle/current_driver")

@@ -272,17 +272,13 @@ class NodeTable:
 
     def remember(self, parent: Node, name: bytes, st: os.stat_result) -> Node:
         """The node for an entry that was just found in a directory. Counts no lookup: `looked_up` does."""
-        area = parent.area
+        area, kind = parent.area, stat.S_IFMT(st.st_mode)
         node = area.by_st_ino.get(st.st_ino)
-        if (
-            node is not None
-            and node.kind == stat.S_IFMT(st.st_mode)
-            and (not area.frozen or area.is_as_told(node, parent, name, st))
-        ):
+        if node is not None and node.kind == kind and (not area.frozen or area.is_as_told(node, parent, name, st)):
             if (node.name != name or node.parent is not parent) and node.parent is not None:
                 self._also_named(node, parent, name)
             return node
-        node = self._new(area, parent, name, st.st_ino, stat.S_IFMT(st.st_mode))
+        node = self._new(area, parent, name, st.st_ino, kind)
         parent.refs += 1
         self.by_ino[node.ino] = node
         area.by_st_ino[st.st_ino] = node

@@ -7,6 +7,7 @@ the protocol has the machine's own byte order and zfsfs runs where that is so.
 from __future__ import annotations
 
 import os
+from functools import cache
 from struct import Struct
 
 from zfsfs.fs.area import FOREVER
@@ -72,6 +73,7 @@ _SECOND = 1_000_000_000
 _NO_ATTRIBUTES = (0,) * 16
 
 
+@cache
 def absent(timeout: int) -> bytes:
     """The answer to a lookup that the kernel may remember for `timeout` seconds: there is nothing of that name."""
     return _ENTRY.pack(0, 0, timeout, 0, 0, 0, *_NO_ATTRIBUTES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from zfsfs.fs.caller import Caller
+from zfsfs.fs.cold import Look
 from zfsfs.fs.handles import FileHandle
 from zfsfs.fs.nodes import Node
 
@@ -17,10 +18,11 @@ Cut = tuple[Node, int, FileHandle | None]
 @dataclass(slots=True)
 class Context(Caller):
     """Who asks, as pyfuse3 would say it. What the lane left the request for: something in memory (`cold`), or that a
-    large file be cut off (`cut`); `looked`: what was seen to."""
+    large file be cut off (`cut`); `look`: who looks at that already; `looked`: what was seen to."""
 
     umask: int = 0
     cold: Cold | None = None
+    look: Look | None = None
     looked: tuple[Cold, ...] = ()
     cut: Cut | None = None
 

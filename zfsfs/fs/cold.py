@@ -28,9 +28,9 @@ from time import monotonic
 from zfsfs import syscalls
 from zfsfs.fs.area import Area
 from zfsfs.fs.handles import DirectoryHandle
-from zfsfs.fs.nodes import NEVER, Node
+from zfsfs.fs.nodes import NEVER, Node, stale
 from zfsfs.fs.openfiles import open_folder
-from zfsfs.fs.workers import Workers
+from zfsfs.fs.workers import PATIENCE, Workers
 
 #: Seconds for which what was in memory is taken to be.
 TRUST = 10.0
@@ -95,30 +95,59 @@ def way_to(node: Node) -> tuple[int, list[bytes]]:
     return node.fd if node.fd >= 0 else node.area.fd, names[::-1]
 
 
-async def warm(workers: Workers, node: Node, name: bytes | None = None) -> None:
-    """Wait until what `is_cold` said it of can be looked at at once."""
-    if name is None:
-        if node.parent is not None and node.name is not None:
-            await warm(workers, node.parent, node.name)
-        return
-    looked = node.area.looked
-    at, when = looked.get(node, (0, NEVER))
-    if monotonic() - when > TRUST:
-        at = 0
-    nearest, names = way_to(node)
-    nearest = os.dup(nearest)
-    try:
+class Look:
+    """A worker looks at what `is_cold` said it of, and at others in that directory. Once `call` has ended, `finish`
+    takes note of what came of it. Raises OSError: there is nothing to look at, or no descriptor."""
+
+    def __init__(self, workers: Workers, node: Node, name: bytes | None = None) -> None:
+        self._folder, named = _named(node, name)
+        area = self._folder.area
+        at, when = area.looked.get(self._folder, (0, NEVER))
+        if monotonic() - when > TRUST:
+            at = 0
         # A sample says nothing of a directory of which the beginning was looked at and the rest wasn't.
-        at = await workers.run(lambda: _look_around(nearest, names, name, node.area, at, when == NEVER))
-    finally:
-        os.close(nearest)
-    looked.pop(node, None)
-    if at == _ALL or not node.area.tells:
-        node.warm = monotonic()
+        sample = when == NEVER
+        nearest, names = way_to(self._folder)
+        nearest = os.dup(nearest)
+
+        def look() -> int:
+            try:
+                return _look_around(nearest, names, named, area, at, sample)
+            finally:
+                os.close(nearest)
+
+        self.call = workers.begin(look)
+
+    def finish(self) -> None:
+        """Raises what nobody expected."""
+        at, folder = self.call.result(), self._folder
+        looked = folder.area.looked
+        looked.pop(folder, None)
+        if at == _ALL or not folder.area.tells:
+            folder.warm = monotonic()
+            return
+        if len(looked) >= _UNFINISHED:
+            looked.clear()
+        looked[folder] = at, monotonic()
+
+
+def _named(node: Node, name: bytes | None) -> tuple[Node, bytes]:
+    """A directory, and a name in it: a node's own where there is no other. Raises ESTALE when it has none."""
+    if name is not None:
+        return node, name
+    if node.parent is None or node.name is None:
+        raise stale()
+    return node.parent, node.name
+
+
+async def warm(workers: Workers, node: Node, name: bytes | None = None) -> None:
+    """Wait until what `is_cold` said it of can be looked at at once. Raises OSError."""
+    if name is None and (node.parent is None or node.name is None):
         return
-    if len(looked) >= _UNFINISHED:
-        looked.clear()
-    looked[node] = at, monotonic()
+    look = Look(workers, node, name)
+    if not look.call.has_ended(PATIENCE):
+        await workers.until_ended(look.call)
+    look.finish()
 
 
 def look_ahead(workers: Workers, handle: DirectoryHandle) -> None:

@@ -25,7 +25,7 @@ from zfsfs.errors import Missing
 from zfsfs.fs import wire
 from zfsfs.fs.asked import Context
 from zfsfs.fs.backing import Backings
-from zfsfs.fs.cold import TRUST, is_cold, is_cold_at, look_ahead, slow, warm, warm_listing
+from zfsfs.fs.cold import TRUST, Look, is_cold, is_cold_at, look_ahead, slow, warm, warm_listing
 from zfsfs.fs.control import FIRST_INODE
 from zfsfs.fs.handles import Changes, DirectoryHandle, FileHandle
 from zfsfs.fs.listing import listed
@@ -36,6 +36,7 @@ from zfsfs.fs.own_operations import FIRST_OWN_HANDLE, GROUPS
 from zfsfs.fs.passthrough import Passthrough
 from zfsfs.fs.tree import Tree
 from zfsfs.fs.unlocked import Asked
+from zfsfs.fs.workers import PATIENCE
 
 log = logging.getLogger(__name__)
 
@@ -115,10 +116,12 @@ class Lane:
             await self._files.written_out(*wire.U64.unpack_from(body))
             return
         await self._prepare_area(opcode, ino, ctx, body)
-        cold, ctx.cold = ctx.cold, None
-        if cold is not None:
-            await warm(self._files.workers, *cold)
-            ctx.looked = (*ctx.looked, cold)
+        if ctx.look is not None:
+            await self._files.workers.until_ended(ctx.look.call)
+            self._looked(ctx, ctx.look)
+        elif ctx.cold is not None:
+            await warm(self._files.workers, *ctx.cold)
+            ctx.looked, ctx.cold = (*ctx.looked, ctx.cold), None
         elif ctx.cut is not None:
             await self._files.cut(*ctx.cut, ctx)
         elif opcode == wire.READDIRPLUS:
@@ -126,6 +129,26 @@ class Lane:
             handle = self._files.handles[number]
             assert isinstance(handle, DirectoryHandle)
             await warm_listing(self._files.workers, handle, offset, size)
+
+    def look_at_once(self, ctx: Context) -> bool:
+        """Whether a request that was left can be answered after all: for what may not be in memory a worker looks,
+        and has mostly done so in less time than others could be answered in. Else `prepare` goes on waiting."""
+        if ctx.cold is None or ctx.look is not None:
+            return False
+        try:
+            ctx.look = Look(self._files.workers, *ctx.cold)
+        except OSError:
+            return False  # for `prepare` to say
+        if not ctx.look.call.has_ended(PATIENCE):
+            return False
+        self._looked(ctx, ctx.look)
+        return True
+
+    @staticmethod
+    def _looked(ctx: Context, look: Look) -> None:
+        assert ctx.cold is not None
+        ctx.looked, ctx.cold, ctx.look = (*ctx.looked, ctx.cold), None, None
+        look.finish()
 
     async def _prepare_area(self, opcode: int, ino: int, ctx: Context, body: memoryview) -> None:
         also = wire.U64.unpack_from(body)[0] if opcode in (wire.RENAME, wire.RENAME2, wire.LINK) else ino

@@ -23,19 +23,44 @@ PATIENCE = 0.0003
 T = TypeVar("T")
 
 
-class _Call(Generic[T]):
-    __slots__ = ("done", "error", "function", "result", "waiter")
+class Call(Generic[T]):
+    """A function that a thread runs."""
+
+    __slots__ = ("_ended", "_result", "done", "error", "function", "waiter")
 
     def __init__(self, function: Callable[[], T]) -> None:
         self.function = function
-        self.result: T
+        self._result: T
+        self._ended = False
         self.error: BaseException | None = None
         self.done = threading.Lock()
         self.done.acquire()
         self.waiter: tuple[trio.lowlevel.TrioToken, trio.Event] | None = None
 
+    def run(self) -> None:
+        """In the thread."""
+        try:
+            self._result = self.function()
+        except BaseException as error:
+            self.error = error
+        self.done.release()
 
-_Calls = queue.SimpleQueue[_Call[Any] | None]
+    def has_ended(self, patience: float = 0) -> bool:
+        """Whether it has; so many seconds are waited for that, blocking."""
+        self._ended = self._ended or self.done.acquire(timeout=patience)
+        return self._ended
+
+    def result(self) -> T:
+        """What the function returned; raises what it raised. Once it has ended."""
+        if self.error is not None:
+            try:
+                raise self.error
+            finally:
+                self.error = None
+        return self._result
+
+
+_Calls = queue.SimpleQueue[Call[Any] | None]
 
 
 class Workers:
@@ -55,11 +80,7 @@ class Workers:
 
     def _work(self, calls: _Calls) -> None:
         while (call := calls.get()) is not None:
-            try:
-                call.result = call.function()
-            except BaseException as error:
-                call.error = error
-            call.done.release()
+            call.run()
             with self._guard:  # against `run`, which leaves its waiter and then looks again
                 waiter = call.waiter
             if waiter is not None:
@@ -69,25 +90,31 @@ class Workers:
 
     def put(self, function: Callable[[], None], *, writes: bool = False) -> None:
         """Run a function in a thread. It sees to its errors and to what comes of it."""
-        self._calls[writes].put(_Call(function))
+        self.begin(function, writes=writes)
+
+    def begin(self, function: Callable[[], T], *, writes: bool = False) -> Call[T]:
+        """Run a function in a thread; who wants to know its end asks."""
+        call = Call(function)
+        self._calls[writes].put(call)
+        return call
+
+    async def until_ended(self, call: Call[Any]) -> None:
+        """Return once a function has ended, however."""
+        if call.has_ended():
+            return
+        event = trio.Event()
+        with self._guard:
+            call.waiter = (trio.lowlevel.current_trio_token(), event)
+        if not call.has_ended():
+            with trio.CancelScope(shield=True):
+                await event.wait()
 
     async def run(self, function: Callable[[], T], *, writes: bool = False) -> T:
         """The function's result, or what it raised; it runs in a thread."""
-        call = _Call(function)
-        self._calls[writes].put(call)
-        if not call.done.acquire(timeout=PATIENCE):
-            event = trio.Event()
-            with self._guard:
-                call.waiter = (trio.lowlevel.current_trio_token(), event)
-            if not call.done.acquire(blocking=False):
-                with trio.CancelScope(shield=True):
-                    await event.wait()
-        if call.error is not None:
-            try:
-                raise call.error
-            finally:
-                call.error = None
-        return call.result
+        call = self.begin(function, writes=writes)
+        if not call.has_ended(PATIENCE):
+            await self.until_ended(call)
+        return call.result()
 
     def close(self) -> None:
         """End the threads once what was handed over is done."""

@@ -66,11 +66,10 @@ def mounted(store: str, folder: Path, wanted: list[str]) -> Iterator[dict[str, P
     """Where each peer does its work."""
     found: dict[str, Path] = {}
     with contextlib.ExitStack() as undo:
-        tree, native = folder / "zfsfs", folder / "native"
-        tree.mkdir()
+        native = folder / "native"
         if not store.startswith("/"):
             datasets(undo, store, native)
-        build = serve_ours(undo, store, tree, "--log", folder / "log")
+        build = serve_ours(undo, store, folder / "zfsfs", "--log", folder / "log")
         if store.startswith("/"):
             (native,) = Path(store, "trees").glob(f"*-result-{BUILD}")
             if ASLEEP in wanted:
@@ -93,6 +92,7 @@ def mounted(store: str, folder: Path, wanted: list[str]) -> Iterator[dict[str, P
 
 def serve_ours(undo: contextlib.ExitStack, store: str | Path, tree: Path, *options: object) -> Path:
     """Mount a store until `undo`; returns a build in it."""
+    tree.mkdir()
     zfsfs("mount", store, tree, *options)
     undo.callback(zfsfs, "umount", "--force", tree)
     build = tree / "builds" / BUILD
@@ -102,10 +102,11 @@ def serve_ours(undo: contextlib.ExitStack, store: str | Path, tree: Path, *optio
 
 def asleep(undo: contextlib.ExitStack, folder: Path) -> Path:
     """A build in a store of its own, whose daemon lets processors sleep as they do for the others."""
-    config, tree = folder / "asleep.toml", folder / "asleep"
+    config = folder / "asleep.toml"
     config.write_text("awake = false\n")
-    tree.mkdir()
-    return serve_ours(undo, folder / "asleep-store", tree, "--config", config, "--log", folder / "asleep-log")
+    return serve_ours(
+        undo, folder / "asleep-store", folder / "asleep", "--config", config, "--log", folder / "asleep-log"
+    )
 
 
 def serve_c(program: Path, source: Path, target: Path) -> Callable[[], None]:

@@ -48,14 +48,18 @@ def device(path: Path = _DEVICE, driver: Path = _DRIVER, processors: int | None 
 
 
 class Awake:
-    """See the module. `device` is the caller's no more; -1: nobody is kept awake. `kept`: processors are now."""
+    """See the module. `device` is the caller's no more; -1: nobody is kept awake."""
 
     def __init__(self, device: int = -1) -> None:
-        self.kept = False
         self._device = device
         self._count, self._since = 0, -math.inf
         self._many = trio.Event()
         self._while_kept = trio.CancelScope()
+
+    @property
+    def kept(self) -> bool:
+        """Whether processors are kept awake, or are about to be."""
+        return self._many.is_set()
 
     def asked(self, count: int) -> None:
         """So many requests came in one go."""
@@ -73,11 +77,9 @@ class Awake:
         while True:
             await self._many.wait()
             self._say(_NONE)
-            self.kept = True
             with self._while_kept:
                 await trio.sleep_forever()
             self._say(_ANY)
-            self.kept = False
             self._many, self._while_kept = trio.Event(), trio.CancelScope()
 
     def _say(self, latency: int) -> None:

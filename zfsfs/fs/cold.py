@@ -142,8 +142,6 @@ def _named(node: Node, name: bytes | None) -> tuple[Node, bytes]:
 
 async def warm(workers: Workers, node: Node, name: bytes | None = None) -> None:
     """Wait until what `is_cold` said it of can be looked at at once. Raises OSError."""
-    if name is None and (node.parent is None or node.name is None):
-        return
     look = Look(workers, node, name)
     if not look.call.has_ended(PATIENCE):
         await workers.until_ended(look.call)

@@ -25,7 +25,7 @@ from zfsfs.errors import Missing
 from zfsfs.fs import wire
 from zfsfs.fs.asked import Context
 from zfsfs.fs.backing import Backings
-from zfsfs.fs.cold import TRUST, Look, is_cold, is_cold_at, look_ahead, slow, warm, warm_listing
+from zfsfs.fs.cold import TRUST, Look, is_cold, is_cold_at, look_ahead, slow, warm_listing
 from zfsfs.fs.control import FIRST_INODE
 from zfsfs.fs.handles import Changes, DirectoryHandle, FileHandle
 from zfsfs.fs.listing import listed
@@ -119,9 +119,6 @@ class Lane:
         if ctx.look is not None:
             await self._files.workers.until_ended(ctx.look.call)
             self._looked(ctx, ctx.look)
-        elif ctx.cold is not None:
-            await warm(self._files.workers, *ctx.cold)
-            ctx.looked, ctx.cold = (*ctx.looked, ctx.cold), None
         elif ctx.cut is not None:
             await self._files.cut(*ctx.cut, ctx)
         elif opcode == wire.READDIRPLUS:
@@ -132,13 +129,11 @@ class Lane:
 
     def look_at_once(self, ctx: Context) -> bool:
         """Whether a request that was left can be answered after all: for what may not be in memory a worker looks,
-        and has mostly done so in less time than others could be answered in. Else `prepare` goes on waiting."""
+        and has mostly done so in less time than others could be answered in. Else `prepare` goes on waiting.
+        Raises OSError."""
         if ctx.cold is None or ctx.look is not None:
             return False
-        try:
-            ctx.look = Look(self._files.workers, *ctx.cold)
-        except OSError:
-            return False  # for `prepare` to say
+        ctx.look = Look(self._files.workers, *ctx.cold)
         if not ctx.look.call.has_ended(PATIENCE):
             return False
         self._looked(ctx, ctx.look)

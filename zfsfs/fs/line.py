@@ -286,7 +286,7 @@ class Line:
         """Answer a request, or hold the answer back until `_tell`; False when the lane leaves it."""
         try:
             reply = handler(self.lane, unique, ino, ctx, body)
-            if reply is None and ctx.cold is not None and opcode in PREPARED:
+            if reply is None and opcode in PREPARED:
                 self._tell()  # who is answered need not wait for this one
                 if self.lane.look_at_once(ctx):
                     reply = handler(self.lane, unique, ino, ctx, body)

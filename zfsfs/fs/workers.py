@@ -26,37 +26,38 @@ T = TypeVar("T")
 class Call(Generic[T]):
     """A function that a thread runs."""
 
-    __slots__ = ("_ended", "_result", "done", "error", "function", "waiter")
+    __slots__ = ("_error", "_function", "_result", "_running", "waiter")
 
     def __init__(self, function: Callable[[], T]) -> None:
-        self.function = function
+        self._function = function
         self._result: T
-        self._ended = False
-        self.error: BaseException | None = None
-        self.done = threading.Lock()
-        self.done.acquire()
+        self._error: BaseException | None = None
+        self._running = threading.Lock()
+        self._running.acquire()
         self.waiter: tuple[trio.lowlevel.TrioToken, trio.Event] | None = None
 
     def run(self) -> None:
         """In the thread."""
         try:
-            self._result = self.function()
+            self._result = self._function()
         except BaseException as error:
-            self.error = error
-        self.done.release()
+            self._error = error
+        self._running.release()
 
     def has_ended(self, patience: float = 0) -> bool:
         """Whether it has; so many seconds are waited for that, blocking."""
-        self._ended = self._ended or self.done.acquire(timeout=patience)
-        return self._ended
+        ended = self._running.acquire(timeout=patience)
+        if ended:
+            self._running.release()
+        return ended
 
     def result(self) -> T:
         """What the function returned; raises what it raised. Once it has ended."""
-        if self.error is not None:
+        if self._error is not None:
             try:
-                raise self.error
+                raise self._error
             finally:
-                self.error = None
+                self._error = None
         return self._result
 
 
@@ -81,7 +82,7 @@ class Workers:
     def _work(self, calls: _Calls) -> None:
         while (call := calls.get()) is not None:
             call.run()
-            with self._guard:  # against `run`, which leaves its waiter and then looks again
+            with self._guard:  # against `until_ended`, which leaves its waiter and then looks again
                 waiter = call.waiter
             if waiter is not None:
                 token, event = waiter
